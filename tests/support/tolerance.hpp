@@ -1,0 +1,36 @@
+#pragma once
+// The one rule for how close is close enough: a function of the element type and of how many terms were summed.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "chela/core/index.hpp"
+
+namespace chela::test {
+
+/// Unit roundoff of values stored as T. 16-bit types are told apart by what survives a round trip.
+template <class T>
+double unit_roundoff() {
+  if constexpr (std::is_floating_point_v<T>) {
+    return double(std::numeric_limits<T>::epsilon()) / 2;
+  } else {
+    double u = 0.5;  // halved until 1 + u is no longer seen
+    while (static_cast<float>(T(1.0f + static_cast<float>(u))) != 1.0f) u /= 2;
+    return u;
+  }
+}
+
+/// Largest relative root-mean-square error allowed against a double reference on the same (rounded) inputs. Storage rounds
+/// each output once; a sum of n terms in the accumulator adds about sqrt(n) roundoffs of random sign.
+template <class T>
+double tolerance(Index summed_terms) {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const double storage = std::is_floating_point_v<T> ? 0.0 : unit_roundoff<T>();
+  return storage + 4 * unit_roundoff<Sum>() * (2 + std::sqrt(double(std::max<Index>(summed_terms, 1))));
+}
+
+/// Largest relative error of a hand-written gradient against central differences in double.
+inline constexpr double gradient_tolerance = 1e-6;
+
+}  // namespace chela::test
