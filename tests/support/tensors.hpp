@@ -28,7 +28,7 @@ void fill_random(TensorView<T, Rank> view, unsigned seed, double low = -1, doubl
 
 template <class T, class... I>
 Tensor<T, sizeof...(I)> random_tensor(unsigned seed, I... extents) {
-  Tensor<T, sizeof...(I)> tensor(Index(extents)...);
+  Tensor<T, sizeof...(I)> tensor(std::array<Index, sizeof...(I)>{Index(extents)...});
   fill_random(tensor.view(), seed);
   return tensor;
 }

@@ -21,10 +21,10 @@ enum class Span { causal, bidirectional };
 /// Inputs and outputs of one forward pass.
 template <Element T>
 struct LinearAttentionArgs {
-  TensorView<const T, 4> q;  ///< [batch, token, query_head, key_dim]
-  TensorView<const T, 4> k;  ///< [batch, token, key_head, key_dim]
-  TensorView<const T, 4> v;  ///< [batch, token, value_head, value_dim]
-  TensorView<T, 4> o;        ///< [batch, token, output_head, value_dim]; every element is written
+  TensorView<const T, 4> q = {};  ///< [batch, token, query_head, key_dim]
+  TensorView<const T, 4> k = {};  ///< [batch, token, key_head, key_dim]
+  TensorView<const T, 4> v = {};  ///< [batch, token, value_head, value_dim]
+  TensorView<T, 4> o = {};        ///< [batch, token, output_head, value_dim]; every element is written
   /// [batch, state_head, key_dim, value_dim], or absent for zero.
   TensorView<const Accumulator<T>, 4> initial_state = {};
   /// The same shape, or absent when not wanted. May be the initial state's memory.
@@ -36,8 +36,8 @@ struct LinearAttentionArgs {
 /// Gradients of the same pass. Absent outputs are not computed.
 template <Element T>
 struct LinearAttentionBackwardArgs {
-  TensorView<const T, 4> q, k, v;                          ///< as in the forward pass
-  TensorView<const T, 4> grad_o;                           ///< [batch, token, output_head, value_dim]
+  TensorView<const T, 4> q = {}, k = {}, v = {};           ///< as in the forward pass
+  TensorView<const T, 4> grad_o = {};                      ///< [batch, token, output_head, value_dim]
   TensorView<T, 4> grad_q = {};                            ///< like q
   TensorView<T, 4> grad_k = {};                            ///< like k
   TensorView<T, 4> grad_v = {};                            ///< like v
@@ -52,11 +52,11 @@ struct LinearAttentionBackwardArgs {
 /// One token per sequence; `state` is read and written in place. Causal.
 template <Element T>
 struct LinearAttentionStepArgs {
-  TensorView<const T, 3> q;             ///< [batch, query_head, key_dim]
-  TensorView<const T, 3> k;             ///< [batch, key_head, key_dim]
-  TensorView<const T, 3> v;             ///< [batch, value_head, value_dim]
-  TensorView<T, 3> o;                   ///< [batch, output_head, value_dim]
-  TensorView<Accumulator<T>, 4> state;  ///< [batch, state_head, key_dim, value_dim]
+  TensorView<const T, 3> q = {};             ///< [batch, query_head, key_dim]
+  TensorView<const T, 3> k = {};             ///< [batch, key_head, key_dim]
+  TensorView<const T, 3> v = {};             ///< [batch, value_head, value_dim]
+  TensorView<T, 3> o = {};                   ///< [batch, output_head, value_dim]
+  TensorView<Accumulator<T>, 4> state = {};  ///< [batch, state_head, key_dim, value_dim]
   Accumulator<T> scale = 0;
 };
 

@@ -13,8 +13,8 @@ namespace chela {
 
 template <Element T>
 struct LongConvArgs {
-  TensorView<const T, 3> x;                  ///< [batch, token, channel]
-  TensorView<const Accumulator<T>, 2> taps;  ///< [channel, L]; taps beyond the token count never meet an input
+  TensorView<const T, 3> x = {};                  ///< [batch, token, channel]
+  TensorView<const Accumulator<T>, 2> taps = {};  ///< [channel, L]; taps beyond the token count never meet an input
   TensorView<const Accumulator<T>, 2> back_taps = {};  ///< [channel, M], or absent for a causal kernel
   TensorView<const Accumulator<T>, 1> skip = {};       ///< [channel], or absent for zero
   TensorView<T, 3> y = {};                             ///< [batch, token, channel]; every element is written
@@ -24,8 +24,8 @@ struct LongConvArgs {
 
 template <Element T>
 struct LongConvBackwardArgs {
-  TensorView<const T, 3> x;  ///< as in the forward pass
-  TensorView<const Accumulator<T>, 2> taps;
+  TensorView<const T, 3> x = {};  ///< as in the forward pass
+  TensorView<const Accumulator<T>, 2> taps = {};
   TensorView<const Accumulator<T>, 2> back_taps = {};
   TensorView<const Accumulator<T>, 1> skip = {};
   TensorView<const T, 3> initial_state = {};
@@ -42,8 +42,8 @@ struct LongConvBackwardArgs {
 /// far: the input of token p lives in slot p % ring. A ring shorter than the kernel's length is refused.
 template <Element T>
 struct LongConvStepArgs {
-  TensorView<const T, 2> x;                       ///< [batch, channel]
-  TensorView<const Accumulator<T>, 2> taps;       ///< [channel, L]
+  TensorView<const T, 2> x = {};                  ///< [batch, channel]
+  TensorView<const Accumulator<T>, 2> taps = {};  ///< [channel, L]
   TensorView<const Accumulator<T>, 1> skip = {};  ///< [channel], or absent
   TensorView<T, 2> y = {};                        ///< [batch, channel]; may be x's memory
   TensorView<T, 3> ring = {};                     ///< [batch, ring, channel], ring >= L; this token's slot is written

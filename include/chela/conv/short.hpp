@@ -16,8 +16,8 @@ enum class Activation { none, silu };
 /// Inputs and outputs of one forward pass. The width is a template argument of the operator, 1 to 64.
 template <Element T>
 struct ShortConvArgs {
-  TensorView<const T, 3> x;                       ///< [batch, token, channel]
-  TensorView<const Accumulator<T>, 2> taps;       ///< [channel, width]; taps[d, 0] meets the newest input
+  TensorView<const T, 3> x = {};                  ///< [batch, token, channel]
+  TensorView<const Accumulator<T>, 2> taps = {};  ///< [channel, width]; taps[d, 0] meets the newest input
   TensorView<const Accumulator<T>, 1> bias = {};  ///< [channel], or absent for zero
   TensorView<T, 3> y = {};                        ///< [batch, token, channel]; every element is written
   TensorView<const T, 3> initial_state = {};      ///< [batch, width - 1, channel], or absent for zero
@@ -27,8 +27,8 @@ struct ShortConvArgs {
 /// Gradients of the same pass; what the forward pass saw is recomputed, nothing need be kept. Absent outputs are skipped.
 template <Element T>
 struct ShortConvBackwardArgs {
-  TensorView<const T, 3> x;  ///< as in the forward pass
-  TensorView<const Accumulator<T>, 2> taps;
+  TensorView<const T, 3> x = {};  ///< as in the forward pass
+  TensorView<const Accumulator<T>, 2> taps = {};
   TensorView<const Accumulator<T>, 1> bias = {};
   TensorView<const T, 3> initial_state = {};
   TensorView<const T, 3> grad_y = {};            ///< [batch, token, channel]
@@ -42,8 +42,8 @@ struct ShortConvBackwardArgs {
 /// One token per sequence; `state` is read and shifted in place.
 template <Element T>
 struct ShortConvStepArgs {
-  TensorView<const T, 2> x;                       ///< [batch, channel]
-  TensorView<const Accumulator<T>, 2> taps;       ///< [channel, width]
+  TensorView<const T, 2> x = {};                  ///< [batch, channel]
+  TensorView<const Accumulator<T>, 2> taps = {};  ///< [channel, width]
   TensorView<const Accumulator<T>, 1> bias = {};  ///< [channel], or absent
   TensorView<T, 2> y = {};                        ///< [batch, channel]; may be x's memory
   TensorView<T, 3> state = {};                    ///< [batch, width - 1, channel]
