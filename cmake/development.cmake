@@ -1,0 +1,55 @@
+# How our own tests, benchmarks and examples are compiled. Nothing here reaches those who use the library.
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(CHELA_CCACHE ccache)
+  mark_as_advanced(CHELA_CCACHE)
+  if(CHELA_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${CHELA_CCACHE}")
+  endif()
+endif()
+
+find_package(OpenMP COMPONENTS CXX QUIET)
+
+# Eigen and the other imported targets count as system headers, so the warnings are about our code only.
+add_library(chela_development INTERFACE)
+target_link_libraries(chela_development INTERFACE chela::chela $<TARGET_NAME_IF_EXISTS:OpenMP::OpenMP_CXX>)
+target_compile_options(chela_development INTERFACE -Wall -Wextra -Wpedantic
+  $<$<BOOL:${CHELA_WARNINGS_AS_ERRORS}>:-Werror>)
+
+# chela_add_test(<name> <source>... [LABELS <label>...]) adds the doctest program test_<name> and the CTest test <name>.
+function(chela_add_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LABELS")
+  add_executable(test_${name} ${arg_UNPARSED_ARGUMENTS})
+  target_include_directories(test_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(test_${name} PRIVATE chela_test_main)
+  add_test(NAME ${name} COMMAND test_${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}")
+endfunction()
+
+# chela_add_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cpu. Eigen may use its own threads here: a
+# comparison with its threaded product is wanted.
+function(chela_add_bench op)
+  add_executable(bench_${op}_cpu ${ARGN})
+  target_include_directories(bench_${op}_cpu PRIVATE ${PROJECT_SOURCE_DIR}/bench ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(bench_${op}_cpu PRIVATE chela_development benchmark::benchmark benchmark::benchmark_main)
+endfunction()
+
+# chela_add_example(<name> <source>... [TEST <argument>...]) adds the program <name>. With TEST, CTest runs it with these
+# arguments as example_<name>.
+function(chela_add_example name)
+  set(run_as_test FALSE)
+  if("TEST" IN_LIST ARGN)
+    set(run_as_test TRUE)
+  endif()
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "TEST")
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/examples)
+  target_compile_definitions(${name} PRIVATE EIGEN_DONT_PARALLELIZE)
+  target_link_libraries(${name} PRIVATE chela_development CLI11::CLI11 nlohmann_json::nlohmann_json)
+  if(run_as_test)
+    add_test(NAME example_${name} COMMAND ${name} ${arg_TEST})
+    set_tests_properties(example_${name} PROPERTIES LABELS cpu)
+  endif()
+endfunction()
