@@ -1,0 +1,42 @@
+#pragma once
+// How the CPU backend computes a module (see block/parameters.hpp): a specialisation of Compute beside each module, with static
+// functions forward, backward and step, and the value types these need:
+//
+//   Cache<A>     what the forward pass leaves for the backward pass. Reused from call to call; grows on the first, never shrinks
+//   Scratch<A>   memory of one call, which modules of the same kind may share
+//   State<A>     what decoding carries from token to token, for a batch of sequences
+//   Prepared<A>  what decoding needs of the parameters besides themselves, made once
+//
+// A is float or double. Memories and mixers of your own enter a block by specialising this template.
+#include <array>
+#include <utility>
+
+#include "chela/core/executor.hpp"
+#include "chela/core/tensor.hpp"
+
+namespace chela::cpu {
+
+template <class Module>
+struct Compute;
+
+template <class Module, class A>
+using Cache = typename Compute<Module>::template Cache<A>;
+template <class Module, class A>
+using State = typename Compute<Module>::template State<A>;
+template <class Module, class A>
+using Prepared = typename Compute<Module>::template Prepared<A>;
+
+namespace detail {
+
+/// A view of the leading elements of `memory` with these extents; the memory is replaced by a larger one if it is too small.
+/// What it held before is lost only then.
+template <class A, class... I>
+TensorView<A, sizeof...(I)> reserve(Tensor<A, 1>& memory, I... extents) {
+  const Index count = (Index(1) * ... * Index(extents));
+  if (memory.size() < count) memory = Tensor<A, 1>(std::array<Index, 1>{count});
+  return contiguous(memory.data(), extents...);
+}
+
+}  // namespace detail
+
+}  // namespace chela::cpu
