@@ -1,0 +1,4 @@
+#pragma once
+// Every reference: one plain loop per operator, in double, to compare other implementations with.
+
+#include "chela/reference/short_conv.hpp"

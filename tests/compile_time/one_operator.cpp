@@ -1,0 +1,4 @@
+// What a user pays per file: the whole header and one operator.
+#include <chela/chela.hpp>
+
+chela::Status one_operator(const chela::LinearAttentionArgs<float>& args) { return check(args); }

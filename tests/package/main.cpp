@@ -1,0 +1,12 @@
+// Linear attention over two tokens whose answer fits in the head: keys and queries are 1, so outputs are running sums.
+#include <chela/chela.hpp>
+
+int main() {
+  float ones[] = {1, 1}, values[] = {2, 3}, outputs[] = {0, 0};
+  chela::LinearAttentionArgs<float> args;
+  args.q = args.k = chela::contiguous(ones, 1, 2, 1, 1);
+  args.v = chela::contiguous(values, 1, 2, 1, 1);
+  args.o = chela::contiguous(outputs, 1, 2, 1, 1);
+  if (!check(args).ok()) return 1;
+  return 0;
+}
