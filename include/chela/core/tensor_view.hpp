@@ -36,9 +36,10 @@ struct TensorView {
     return n;
   }
 
-  /// A view that only reads.
-  CHELA_HOST_DEVICE constexpr operator TensorView<const T, Rank>() const requires(!std::is_const_v<T>) {
-    TensorView<const T, Rank> view{data};
+  /// A view that only reads. A template, because nvcc warns of conversions to a class's own type.
+  template <std::same_as<const T> U>
+  requires(!std::is_const_v<T>) CHELA_HOST_DEVICE constexpr operator TensorView<U, Rank>() const {
+    TensorView<U, Rank> view{data};
     for (int a = 0; a < Rank; ++a) view.extents[a] = extents[a], view.strides[a] = strides[a];
     return view;
   }
@@ -130,7 +131,7 @@ CHELA_HOST_DEVICE constexpr bool readable(TensorView<T, Rank> view) {
 /// Whether every element has a place of its own as far as one axis can tell: no broadcast axis that writes would collide on.
 template <class T, int Rank>
 CHELA_HOST_DEVICE constexpr bool writable(TensorView<T, Rank> view) {
-  for (int a = 0; a < Rank; ++a)
+  for (int a = 0; a < Rank && view.size() != 0; ++a)
     if (view.extents[a] > 1 && view.strides[a] == 0) return false;
   return readable(view);
 }
