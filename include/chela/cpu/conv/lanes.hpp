@@ -1,0 +1,100 @@
+#pragma once
+// What the depthwise convolutions do to one group of neighbouring channels at a time. `P` is an Eigen packet of accumulators,
+// or the accumulator itself: the same template then serves strided channels and the last few of a row.
+#include <Eigen/Core>
+
+#include "chela/cpu/element.hpp"
+
+namespace chela::cpu::detail {
+
+// GCC 12 takes the don't-care operand inside its own AVX-512 intrinsics, which exp and the 16-bit conversions use, for an
+// uninitialised variable.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+/// The widest packet of accumulators of T.
+template <class T>
+using LanePacket = typename Eigen::internal::packet_traits<Accumulator<T>>::type;
+
+/// Channels in one P.
+template <class P>
+inline constexpr int lane_count = Eigen::internal::unpacket_traits<P>::size;
+
+template <class P>
+using LaneScalar = typename Eigen::internal::unpacket_traits<P>::type;
+
+/// Whether Eigen converts a whole packet of T to and from P.
+template <class P, class T>
+inline constexpr bool has_packet_cast =
+    lane_count<P> > 1 &&
+    Eigen::internal::packet_traits<T>::Vectorizable&& int(Eigen::internal::packet_traits<T>::size) == lane_count<P>;
+
+template <class P, class T>
+CHELA_ALWAYS_INLINE P load_lanes(const T* from) {
+  using S = LaneScalar<P>;
+  if constexpr (std::is_same_v<T, S>) {
+    return Eigen::internal::ploadu<P>(from);
+  } else if constexpr (lane_count<P> == 1) {
+    return static_cast<S>(*from);
+  } else if constexpr (has_packet_cast<P, T>) {
+    using Stored = typename Eigen::internal::packet_traits<T>::type;
+    return Eigen::internal::pcast<Stored, P>(Eigen::internal::ploadu<Stored>(from));
+  } else {
+    S lanes[lane_count<P>];
+    for (int i = 0; i < lane_count<P>; ++i) lanes[i] = static_cast<S>(from[i]);
+    return Eigen::internal::ploadu<P>(lanes);
+  }
+}
+
+template <class P, class T>
+CHELA_ALWAYS_INLINE void store_lanes(T* to, const P& value) {
+  using S = LaneScalar<P>;
+  if constexpr (std::is_same_v<T, S>) {
+    Eigen::internal::pstoreu(to, value);
+  } else if constexpr (lane_count<P> == 1) {
+    *to = static_cast<T>(value);
+  } else if constexpr (has_packet_cast<P, T>) {
+    using Stored = typename Eigen::internal::packet_traits<T>::type;
+    Eigen::internal::pstoreu(to, Eigen::internal::pcast<P, Stored>(value));
+  } else {
+    S lanes[lane_count<P>];
+    Eigen::internal::pstoreu(lanes, value);
+    for (int i = 0; i < lane_count<P>; ++i) to[i] = static_cast<T>(lanes[i]);
+  }
+}
+
+template <class P>
+CHELA_ALWAYS_INLINE P set_lanes(double value) {
+  return Eigen::internal::pset1<P>(LaneScalar<P>(value));
+}
+
+/// 1 / (1 + exp(-a)).
+template <class P>
+CHELA_ALWAYS_INLINE P sigmoid_lanes(const P& a) {
+  using namespace Eigen::internal;
+  const P one = set_lanes<P>(1);
+  return pdiv(one, padd(one, pexp(pnegate(a))));
+}
+
+/// a sigmoid(a), with one division.
+template <class P>
+CHELA_ALWAYS_INLINE P silu_lanes(const P& a) {
+  using namespace Eigen::internal;
+  return pdiv(a, padd(set_lanes<P>(1), pexp(pnegate(a))));
+}
+
+/// The derivative of silu: s (1 + a (1 - s)) with s = sigmoid(a).
+template <class P>
+CHELA_ALWAYS_INLINE P silu_slope_lanes(const P& a) {
+  using namespace Eigen::internal;
+  const P one = set_lanes<P>(1), s = sigmoid_lanes(a);
+  return pmul(s, pmadd(a, psub(one, s), one));
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+}  // namespace chela::cpu::detail
