@@ -1,4 +1,5 @@
 #pragma once
 // Every reference: one plain loop per operator, in double, to compare other implementations with.
 
+#include "chela/reference/linear.hpp"
 #include "chela/reference/short_conv.hpp"

@@ -7,6 +7,6 @@ int main() {
   args.q = args.k = chela::contiguous(ones, 1, 2, 1, 1);
   args.v = chela::contiguous(values, 1, 2, 1, 1);
   args.o = chela::contiguous(outputs, 1, 2, 1, 1);
-  if (!check(args).ok()) return 1;
-  return 0;
+  const chela::Status status = chela::cpu::linear_attention(args, chela::SerialExecutor{});
+  return status.ok() && outputs[0] == 2 && outputs[1] == 5 ? 0 : 1;
 }
