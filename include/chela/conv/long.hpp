@@ -4,7 +4,8 @@
 //   y[b,t,d] = skip[d] x[b,t,d] + sum_{j=0}^{L-1} taps[d,j] x[b,t-j,d] + sum_{j=0}^{M-1} back_taps[d,j] x[b,t+1+j,d]
 //
 // `taps` looks back (causal); `back_taps`, if given, looks ahead and makes the kernel two-sided. Inputs before the first token
-// come from the state: the last L - 1 inputs, oldest first.
+// come from the state: the last L - 1 inputs, oldest first. The state holds inputs, so a call that continues another gives the
+// rows that one call over all tokens would give; a two-sided kernel looks ahead within its call only.
 #include "chela/core/element.hpp"
 #include "chela/core/status.hpp"
 #include "chela/core/tensor_view.hpp"
@@ -49,5 +50,108 @@ struct LongConvStepArgs {
   TensorView<T, 3> ring = {};                     ///< [batch, ring, channel], ring >= L; this token's slot is written
   Index position = 0;                             ///< tokens already in the ring before this one
 };
+
+/// Sizes of a problem, once its arguments have passed `check`.
+struct LongConvShape {
+  Index batch = 0, tokens = 0, channels = 0;
+  Index taps = 0, back_taps = 0;
+
+  constexpr Index history() const { return taps - 1; }
+};
+
+namespace detail {
+
+template <class W>
+constexpr Status check_long_conv_taps(TensorView<W, 2> taps, TensorView<W, 2> back_taps, Index channels) {
+  return first_failure(
+      require(taps.extents[0] == channels && taps.extents[1] >= 1 && readable(taps), Code::bad_shape,
+              "taps must be [channel, L] with data and L at least 1; a kernel that only looks ahead has a tap of zero"),
+      require(!back_taps.present() || (back_taps.extents[0] == channels && readable(back_taps)), Code::bad_shape,
+              "back_taps must be [channel, M], or absent for a causal kernel"));
+}
+
+template <class S>
+constexpr bool is_long_conv_state(TensorView<S, 3> state, const LongConvShape& s) {
+  return !state.present() || has_extents(state, s.batch, s.history(), s.channels);
+}
+
+template <class V, class... I>
+constexpr bool absent_or_writable(V view, I... extents) {
+  return !view.present() || (has_extents(view, extents...) && writable(view));
+}
+
+/// Everything but the taps, for a kernel of this shape.
+template <Element T>
+constexpr Status check_long_conv(const LongConvArgs<T>& a, const LongConvShape& s) {
+  return first_failure(require(readable(a.x), Code::bad_shape, "x needs data and extents of zero or more"),
+                       require(!a.skip.present() || has_extents(a.skip, s.channels), Code::bad_shape,
+                               "skip must be [channel], or absent for zero"),
+                       require(same_extents(a.y, a.x) && writable(a.y), Code::bad_shape,
+                               "y must have the extents of x, with data and without broadcast axes"),
+                       require(is_long_conv_state(a.initial_state, s), Code::bad_shape,
+                               "initial_state must be [batch, L - 1, channel], or absent for zero"),
+                       require(absent_or_writable(a.final_state, s.batch, s.history(), s.channels), Code::bad_shape,
+                               "final_state must be [batch, L - 1, channel] without broadcast axes, or absent"));
+}
+
+template <Element T>
+constexpr Status check_long_conv(const LongConvBackwardArgs<T>& a, const LongConvShape& s) {
+  return first_failure(
+      require(readable(a.x), Code::bad_shape, "x needs data and extents of zero or more"),
+      require(!a.skip.present() || has_extents(a.skip, s.channels), Code::bad_shape,
+              "skip must be [channel], or absent for zero"),
+      require(same_extents(a.grad_y, a.x) && readable(a.grad_y), Code::bad_shape, "grad_y must have the extents of x"),
+      require(is_long_conv_state(a.initial_state, s), Code::bad_shape,
+              "initial_state must be [batch, L - 1, channel], or absent for zero"),
+      require(absent_or_writable(a.grad_x, s.batch, s.tokens, s.channels), Code::bad_shape,
+              "grad_x must have the extents of x, without broadcast axes"),
+      require(absent_or_writable(a.grad_taps, s.channels, s.taps), Code::bad_shape,
+              "grad_taps must have the extents of taps, without broadcast axes"),
+      require(absent_or_writable(a.grad_back_taps, s.channels, s.back_taps), Code::bad_shape,
+              "grad_back_taps must have the extents of back_taps, without broadcast axes"),
+      require(absent_or_writable(a.grad_skip, s.channels), Code::bad_shape,
+              "grad_skip must be [channel] without a broadcast axis"),
+      require(absent_or_writable(a.grad_initial_state, s.batch, s.history(), s.channels), Code::bad_shape,
+              "grad_initial_state must be [batch, L - 1, channel] without broadcast axes"));
+}
+
+}  // namespace detail
+
+/// Of LongConvArgs or LongConvBackwardArgs.
+template <class Args>
+constexpr LongConvShape long_conv_shape(const Args& a) {
+  return {a.x.extents[0], a.x.extents[1], a.x.extents[2], a.taps.extents[1],
+          a.back_taps.present() ? a.back_taps.extents[1] : 0};
+}
+
+/// Refuses arguments that do not fit together; both backends call it first.
+template <Element T>
+constexpr Status check(const LongConvArgs<T>& a) {
+  return first_failure(detail::check_long_conv_taps(a.taps, a.back_taps, a.x.extents[2]),
+                       detail::check_long_conv(a, long_conv_shape(a)));
+}
+
+template <Element T>
+constexpr Status check(const LongConvBackwardArgs<T>& a) {
+  return first_failure(detail::check_long_conv_taps(a.taps, a.back_taps, a.x.extents[2]),
+                       detail::check_long_conv(a, long_conv_shape(a)));
+}
+
+template <Element T>
+constexpr Status check(const LongConvStepArgs<T>& a) {
+  const Index batch = a.x.extents[0], channels = a.x.extents[1];
+  return first_failure(
+      require(readable(a.x), Code::bad_shape, "x needs data and extents of zero or more"),
+      detail::check_long_conv_taps(a.taps, {}, channels),
+      require(!a.skip.present() || has_extents(a.skip, channels), Code::bad_shape,
+              "skip must be [channel], or absent for zero"),
+      require(same_extents(a.y, a.x) && writable(a.y), Code::bad_shape,
+              "y must have the extents of x, with data and without broadcast axes"),
+      require(a.ring.extents[0] == batch && a.ring.extents[2] == channels && writable(a.ring), Code::bad_shape,
+              "ring must be [batch, ring, channel] with data and without broadcast axes"),
+      require(a.ring.extents[1] >= a.taps.extents[1], Code::bad_shape,
+              "ring must hold at least L inputs; a longer ring than the kernel is fine"),
+      require(a.position >= 0, Code::bad_value, "position counts the tokens before this one: zero or more"));
+}
 
 }  // namespace chela

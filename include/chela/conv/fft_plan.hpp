@@ -1,0 +1,142 @@
+#pragma once
+// Sizes and tables of the right-angle transform, which computes linear convolutions of length N with one complex transform of
+// N points per real channel. It works modulo x^N - i: of the product of two real polynomials of degree below N, the real part
+// of the remainder holds coefficients 0 to N - 1 and the imaginary part the ones above, so nothing wraps around.
+//
+// Forward: a tree. Node n (root 1, children 2n and 2n + 1) stands for x^m - exp(2 pi i th_n), and splits into
+// x^{m/2} -+ exp(i pi th_n), so one twiddle serves a whole node:
+//
+//   th_1 = 1/4     th_{2n} = th_n / 2     th_{2n+1} = th_n / 2 + 1/2     twiddle(n) = exp(i pi th_n)
+//
+// Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied by
+// N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "chela/core/index.hpp"
+
+namespace chela {
+
+/// The fewest points for which the transform of `tokens` inputs, `taps` causal and `back_taps` anticausal taps is exact.
+/// `with_state`: inputs before the first token take part, taps - 1 of them, and no tap is dropped. Lag -m sits where lag
+/// N - m would, times -i; with all lags at most N that is exact as long as inputs and lags together span no more than 2N.
+constexpr Index right_angle_least_points(Index tokens, Index taps, Index back_taps, bool with_state) {
+  if (!with_state) return tokens;
+  const Index ahead = std::min(back_taps, std::max<Index>(tokens - 1, 0));
+  return std::max({tokens, taps, ceil_div(tokens + taps - 1 + ahead, 2)});
+}
+
+/// One complex transform: which radices, at which strides, with which twiddles. Immutable; one plan serves all threads.
+template <class A>
+class RightAnglePlan {
+ public:
+  /// The innermost block, which forward pass, product and inverse pass share without leaving the registers.
+  static constexpr int middle = 8;
+  static constexpr Index least_points = 32;
+
+  /// A pass over blocks of radix * stride points. The inverse pass reads radix twiddle values (re, im pairs) per position:
+  /// exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h is the stride.
+  struct Pass {
+    int radix = 0;
+    Index stride = 0;
+    Index twiddles = 0;
+  };
+
+  RightAnglePlan() = default;
+
+  /// At least `at_least` points. Radix 8 needs some 24 registers; `largest_radix` 4 suits machines with 16.
+  explicit RightAnglePlan(Index at_least, int largest_radix = 8) {
+    while (points_ < at_least) points_ *= 2, ++levels_;
+    const std::vector<double> quarter = quarter_circle();
+    fill_node_twiddles(quarter);
+    fill_passes(quarter, largest_radix);
+    output_weights_.resize(std::size_t(2 * points_));
+    std::copy(quarter.begin(), quarter.end(), output_weights_.begin());
+  }
+
+  Index points() const { return points_; }
+  int passes() const { return int(passes_.size()); }
+  const Pass& pass(int i) const { return passes_[std::size_t(i)]; }
+  const A* inverse_twiddles(const Pass& pass) const { return inverse_twiddles_.data() + pass.twiddles; }
+
+  /// exp(i pi th_n) as (re, im).
+  const A* twiddle(Index node) const { return node_twiddles_.data() + 2 * node; }
+
+  /// exp(i pi row / 2N) as (re, im).
+  const A* output_weight(Index row) const { return output_weights_.data() + 2 * row; }
+
+ private:
+  struct Root {
+    double re, im;
+  };
+
+  /// exp(2 pi i k / 4N) for k < N, as (re, im) pairs: products of two short tables, each straight from sine and cosine.
+  std::vector<double> quarter_circle() const {
+    const double angle = std::acos(-1.0) / double(2 * points_);
+    const Index fine = Index(1) << (levels_ / 2), coarse = points_ / fine;
+    std::vector<Root> step;
+    for (Index k = 0; k < fine; ++k) step.push_back({std::cos(angle * double(k)), std::sin(angle * double(k))});
+    std::vector<double> roots(std::size_t(2 * points_));
+    double* to = roots.data();
+    for (Index c = 0; c < coarse; ++c) {
+      const double re = std::cos(angle * double(c * fine)), im = std::sin(angle * double(c * fine));
+      for (const Root& s : step) *to++ = re * s.re - im * s.im, *to++ = re * s.im + im * s.re;
+    }
+    return roots;
+  }
+
+  /// exp(2 pi i k / 4N) for any k >= 0.
+  Root root(const std::vector<double>& quarter, Index k) const {
+    const double* r = quarter.data() + 2 * (k & (points_ - 1));
+    switch ((k >> levels_) & 3) {
+      case 0:
+        return {r[0], r[1]};
+      case 1:
+        return {-r[1], r[0]};
+      case 2:
+        return {-r[0], -r[1]};
+      default:
+        return {r[1], -r[0]};
+    }
+  }
+
+  void fill_node_twiddles(const std::vector<double>& quarter) {
+    std::vector<Index> turn(std::size_t(points_), points_ / 2);  // th_n in units of 1 / 2N
+    node_twiddles_.resize(std::size_t(2 * points_));
+    for (Index n = 1; n < points_; ++n) {
+      if (n > 1) turn[std::size_t(n)] = turn[std::size_t(n / 2)] / 2 + (n & 1) * points_;
+      const Root r = root(quarter, turn[std::size_t(n)]);
+      node_twiddles_[std::size_t(2 * n)] = A(r.re), node_twiddles_[std::size_t(2 * n + 1)] = A(r.im);
+    }
+  }
+
+  void fill_passes(const std::vector<double>& quarter, int largest_radix) {
+    const int levels = levels_ - 3;  // those above the innermost block: eights first, then fours
+    const int fours = largest_radix >= 8 ? (3 - levels % 3) % 3 : (levels - 3 * (levels % 2)) / 2;
+    const int eights = (levels - 2 * fours) / 3;
+    Index block = points_;
+    for (int p = 0; p < eights + fours; ++p) {
+      Pass pass{p < eights ? 8 : 4};
+      pass.stride = block / pass.radix;
+      pass.twiddles = Index(inverse_twiddles_.size());
+      const auto append = [&](Index order, Index j) {
+        const Root r = root(quarter, j * (4 * points_ / order));
+        inverse_twiddles_.push_back(A(r.re)), inverse_twiddles_.push_back(A(-r.im));
+      };
+      for (Index j = 0, h = pass.stride; j < h; ++j) {
+        append(2 * h, j), append(4 * h, j);
+        if (pass.radix == 8) append(8 * h, j), append(8 * h, j + h);
+      }
+      passes_.push_back(pass);
+      block = pass.stride;
+    }
+  }
+
+  Index points_ = least_points;
+  int levels_ = 5;
+  std::vector<A> node_twiddles_, inverse_twiddles_, output_weights_;
+  std::vector<Pass> passes_;
+};
+
+}  // namespace chela
