@@ -3,6 +3,8 @@
 // or the accumulator itself: the same template then serves strided channels and the last few of a row.
 #include <Eigen/Core>
 
+#include "chela/core/host_device.hpp"
+#include "chela/core/index.hpp"
 #include "chela/cpu/element.hpp"
 
 namespace chela::cpu::detail {
