@@ -1,5 +1,7 @@
 #pragma once
 // Every reference: one plain loop per operator, in double, to compare other implementations with.
 
+#include "chela/reference/block.hpp"
 #include "chela/reference/linear.hpp"
+#include "chela/reference/long_conv.hpp"
 #include "chela/reference/short_conv.hpp"
