@@ -200,6 +200,51 @@ TEST_CASE("pieces that pass the state equal one call") {
   CHECK(relative_error(state, want.final_state) == 0);
 }
 
+template <class T>
+void check_steps(Index batch, Index tokens, Index channels, Index taps, Index ring, bool channel_major) {
+  const Shape shape{batch, tokens, channels, taps, 0, false, true};
+  CAPTURE(shape);
+  const Problem<T> p(shape);
+  const Problem<double> exact = p.in_double();
+  Tensor<double, 3> want(batch, tokens, channels);
+  const auto a = exact.args();
+  reference::long_conv(a.x, a.taps, {}, a.skip, {}, want, {});
+  Tensor<T, 3> y = nan_tensor<T>(batch, tokens, channels), memory = nan_tensor<T>(batch, ring, channels);
+  const auto ring_view =
+      channel_major ? transposed(contiguous(memory.data(), batch, channels, ring), 1, 2) : memory.view();
+  for (Index t = 0; t < tokens; ++t) {
+    const auto y_t = slice_axis<1>(y.view(), t);
+    test::for_each_index(y_t, [&](auto... i) { y_t(i...) = slice_axis<1>(p.x.view(), t)(i...); });
+    REQUIRE(
+        cpu::long_conv_step(
+            LongConvStepArgs<T>{.x = y_t, .taps = p.taps, .skip = p.skip, .y = y_t, .ring = ring_view, .position = t})
+            .ok());
+  }
+  CHECK(relative_error(y, want) <= tolerance<T>(taps + 1));
+}
+
+TEST_CASE_TEMPLATE("token by token equals the whole, whatever the ring", T, float, double, Eigen::bfloat16) {
+  check_steps<T>(1, 40, 19, 1, 1, false);
+  check_steps<T>(2, 40, 16, 9, 9, false);
+  check_steps<T>(9, 150, 35, 70, 70, false);
+  check_steps<T>(1, 150, 5, 129, 140, false);
+  check_steps<T>(2, 60, 32, 70, 100, true);
+}
+
+TEST_CASE("a step refuses a ring that is too short") {
+  const Problem<float> p({1, 4, 3, 5, 0, false, false});
+  Tensor<float, 2> y(Index(1), Index(3));
+  Tensor<float, 3> ring(Index(1), Index(4), Index(3));
+  LongConvStepArgs<float> a{.x = slice_axis<1>(p.x.view(), 0), .taps = p.taps, .y = y, .ring = ring};
+  CHECK(cpu::long_conv_step(a).code == Code::bad_shape);
+  a.taps = run(a.taps, 1, 0, 4);
+  CHECK(cpu::long_conv_step(a).code == Code::ok);
+  a.position = -1;
+  CHECK(cpu::long_conv_step(a).code == Code::bad_value);
+  a.position = 0, a.ring.data = nullptr;
+  CHECK(cpu::long_conv_step(a).code == Code::bad_shape);
+}
+
 TEST_CASE("a later token never reaches an earlier output of a causal kernel") {
   const Shape shape{1, 64, 16, 64, 0, false, false};
   Problem<double> p(shape);

@@ -7,11 +7,12 @@
 //   grad_x  = real part of inverse(G conj K)        of earlier inputs: minus the imaginary part at N - m
 //   grad_k  = inverse(sum_b G conj X)               tap j: real part at j; lag -m: minus the imaginary part at N - m
 //
-// A task is one packet of channels and a run of the batch; the kernel's spectrum is read once per run.
+// One token at a time: cpu/conv/long_step.hpp. A task is one packet of channels and a run of the batch; the kernel's spectrum is read once per run.
 #include <algorithm>
 #include <vector>
 
 #include "chela/cpu/conv/kernel_spectrum.hpp"
+#include "chela/cpu/conv/long_step.hpp"
 
 namespace chela::cpu {
 
