@@ -173,7 +173,7 @@ Status linear_attention_step(const LinearAttentionStepArgs<T>& args, const E& ex
     for (Index member = 0; member < per_state; ++member) {
       const Index head = state_head * per_state + member;
       pack_rows(row_of(args.q, heads, head), scale, q, keys);
-      recur_over_tile(q, k, v, o, Index(1), keys, columns, state, state_stride);
+      recur_over_tile(q, k, v, o, Index(1), keys, columns, state, state_stride, FetchNothing{});
       unpack_rows(o, columns, row_of(args.o, heads, head));
       std::fill_n(k, keys, A(0));  // the token has entered the state; further queries of the run only read it
     }

@@ -11,6 +11,7 @@
 #include "chela/core/tensor.hpp"
 #include "chela/cpu/attention/recurrence.hpp"
 #include "chela/cpu/tile/eigen_tile_ops.hpp"
+#include "chela/cpu/tile/fetch_ahead.hpp"
 #include "chela/cpu/tile/packing.hpp"
 #include "chela/tile/policy.hpp"
 
@@ -107,16 +108,31 @@ void recurrent_pass(const LinearPass<T, O>& pass, const E& executor) {
       if (pass.initial_state.present())
         pack_rows(run(state_matrix(pass.initial_state, batch, head, heads), 1, column, width), A(1), state, padded);
     }
-    for (Index begin = 0; begin < tokens; begin += tile) {
-      const Index count = std::min(tile, tokens - begin);
-      for (Index head = first; head < last; ++head) {
-        const auto rows_of = [&](auto x) { return run(head_matrix(x, batch, head, heads), 0, begin, count); };
-        pack_rows(rows_of(pass.q), pass.query_factor, q, keys);
-        pack_rows(rows_of(pass.k), pass.key_factor, k, keys);
-        pack_rows(run(rows_of(pass.v), 1, column, width), A(1), v, padded);
-        recur_over_tile(q, k, v, o, count, keys, padded, states + (head - first) * state_size, padded);
-        unpack_rows(o, padded, run(rows_of(pass.o), 1, column, width));
+    // Tiles in the order in which memory holds them: a run of heads, then the next tokens.
+    struct TileRows {
+      TensorView<const T, 2> q, k, v;
+      TensorView<O, 2> o;
+    };
+    const Index run_heads = last - first, tile_count = ceil_div(tokens, tile) * run_heads;
+    const auto rows_of_tile = [&](Index i) {
+      const Index head = first + i % run_heads, begin = i / run_heads * tile, count = std::min(tile, tokens - begin);
+      const auto rows_of = [&](auto x) { return run(head_matrix(x, batch, head, heads), 0, begin, count); };
+      return TileRows{rows_of(pass.q), rows_of(pass.k), run(rows_of(pass.v), 1, column, width),
+                      run(rows_of(pass.o), 1, column, width)};
+    };
+    for (Index i = 0; i < tile_count; ++i) {
+      const TileRows rows = rows_of_tile(i);
+      pack_rows(rows.q, pass.query_factor, q, keys);
+      pack_rows(rows.k, pass.key_factor, k, keys);
+      pack_rows(rows.v, A(1), v, padded);
+      FetchAhead fetch_ahead;
+      if (i + 1 < tile_count) {
+        const TileRows next = rows_of_tile(i + 1);
+        fetch_ahead.add(next.q), fetch_ahead.add(next.k), fetch_ahead.add(next.v), fetch_ahead.add(next.o);
       }
+      recur_over_tile(q, k, v, o, rows.o.extents[0], keys, padded, states + i % run_heads * state_size, padded,
+                      fetch_ahead);
+      unpack_rows(o, padded, rows.o);
     }
     for (Index head = first; head < last; ++head)
       if (stores_state(pass.final_state, head, heads))

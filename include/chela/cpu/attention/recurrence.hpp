@@ -23,9 +23,12 @@ struct RegisterBlock {
 /// Advances `state` by `tokens` tokens. `q` and `k` are packed [tokens, keys], `v` and `o` [tokens, values]; `keys` is a
 /// multiple of RegisterBlock::rows, `values` of RegisterBlock::columns. `state` is [keys, values], rows `state_stride` apart.
 /// Each output sums its keys in ascending order, whatever the tile length, so cutting a sequence changes no bit.
-template <class S>
+///
+/// `fetch_ahead` is called once per token and register block; a pass brings the next tile's memory nearer with it, while the
+/// multiply-adds run.
+template <class S, class FetchAhead>
 void recur_over_tile(const S* q, const S* k, const S* v, S* o, Index tokens, Index keys, Index values, S* state,
-                     Index state_stride) {
+                     Index state_stride, FetchAhead&& fetch_ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
@@ -59,6 +62,7 @@ void recur_over_tile(const S* q, const S* k, const S* v, S* o, Index tokens, Ind
         }
         CHELA_UNROLL
         for (int n = 0; n < vectors; ++n) pstoreu(ot + n * lanes, sum[n]);
+        fetch_ahead();
       }
 
       CHELA_UNROLL
