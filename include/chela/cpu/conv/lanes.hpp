@@ -72,6 +72,15 @@ CHELA_ALWAYS_INLINE P set_lanes(double value) {
   return Eigen::internal::pset1<P>(LaneScalar<P>(value));
 }
 
+/// Hides that a value came from memory: GCC otherwise loads it again for each use, and loads are what these loops run out of.
+template <class P>
+CHELA_ALWAYS_INLINE P in_register(P value) {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+  __asm__("" : "+v"(value));
+#endif
+  return value;
+}
+
 /// 1 / (1 + exp(-a)).
 template <class P>
 CHELA_ALWAYS_INLINE P sigmoid_lanes(const P& a) {

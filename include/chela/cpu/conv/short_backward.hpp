@@ -104,7 +104,6 @@ class ShortConvBackward {
   using S = Accumulator<T>;
   static constexpr int tile = short_conv_tile, window = tile + Width - 1;
   static constexpr Index block_len = 256;
-  static constexpr Index row_padding = 16;  // keeps the rows of a ring out of each other's cache sets
 
  public:
   ShortConvBackward(const ShortConvBackwardArgs<T>& args, int workers)

@@ -11,6 +11,9 @@ namespace chela::cpu::detail {
 /// Tokens computed together, so that each input and each tap is loaded once for several outputs.
 inline constexpr int short_conv_tile = 4;
 
+/// Elements added to rows of our own, so that they stay out of each other's cache sets when the channels are a power of two.
+inline constexpr Index row_padding = 16;
+
 /// The channels of one token.
 template <class T>
 struct ChannelRow {
@@ -45,10 +48,10 @@ class TapRows {
   TapRows(TensorView<const S, 2> taps, TensorView<const S, 1> bias) {
     const Index channels = taps.extents[0], width = taps.extents[1];
     const bool borrow_taps = taps.strides[0] == 1, borrow_bias = bias.present() && bias.strides[0] == 1;
-    if (!borrow_taps || !borrow_bias) copy_ = Tensor<S, 2>(borrow_taps ? 1 : width + 1, channels);
+    if (!borrow_taps || !borrow_bias) copy_ = Tensor<S, 2>(borrow_taps ? 1 : width + 1, channels + row_padding);
     bias_ = borrow_bias ? bias.data : copy_.data();
-    taps_ = borrow_taps ? taps.data : copy_.data() + channels;
-    stride_ = borrow_taps ? taps.strides[1] : channels;
+    taps_ = borrow_taps ? taps.data : copy_.data() + channels + row_padding;
+    stride_ = borrow_taps ? taps.strides[1] : channels + row_padding;
     if (bias.present() && !borrow_bias)
       for (Index d = 0; d < channels; ++d) copy_(0, d) = bias(d);
     if (!borrow_taps)
@@ -96,9 +99,9 @@ CHELA_ALWAYS_INLINE void add_convolution(P (&sums)[Tokens], const ChannelRow<con
   for_each_tap<Width, Tokens>(
       [&](int j0, auto count) {
         CHELA_UNROLL for (int j = 0; j < decltype(count)::value; ++j) weights[j] =
-            load_lanes<P>(taps + (j0 + j) * stride + d);
+            in_register(load_lanes<P>(taps + (j0 + j) * stride + d));
       },
-      [&](int r) { value = load_lanes<P>(in[r].template at<P>(d)); },
+      [&](int r) { value = in_register(load_lanes<P>(in[r].template at<P>(d))); },
       [&](int t, int j) { sums[t] = Eigen::internal::pmadd(weights[j], value, sums[t]); }, [](int, auto) {});
 }
 
