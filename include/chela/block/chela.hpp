@@ -10,8 +10,8 @@
 //   G  = SiLU(Z Wg + bg)                                       [batch, token, head * value_dim]
 //   GatedResidual   R = (G * O) Wo + bo + X
 //   UpdateGate      H = SiLU(Z Wh + (G * O) Wo + bh),  P = sigmoid(Z Wp + bp),  R = P * H + (1 - P) * X
-//   pre_norm        Y = R + FeedForward(Norm(R))
-//   else            Y = Norm(R' + FeedForward(R')),  R' = Norm(R)
+//   pre_norm        Y = R + FeedForward(Norm'(R))
+//   else            Y = Norm'(R' + FeedForward(R')),  R' = Norm(R);  without a feed-forward layer Y = R'
 //
 // Wz, Wg, Wh and Wp read the same Z and are one matrix [Wz | Wg | Wh | Wp].
 #include <cmath>
@@ -34,12 +34,11 @@ struct UpdateGate {
 };
 
 template <class MemoryModule = ShortLongMemory<ExplicitKernel, 4>, class MixerModule = LinearAttentionMixer,
-          class OutputPolicy = GatedResidual, class FeedForwardModule = FeedForward>
+          class OutputPolicy = GatedResidual>
 struct ChelaBlock {
   using Memory = MemoryModule;
   using Mixer = MixerModule;
   using Output = OutputPolicy;
-  using Hidden = FeedForwardModule;
 
   struct Shape {
     Index width = 0;      ///< D, the width of inputs and outputs
@@ -48,13 +47,13 @@ struct ChelaBlock {
     Index value_dim = 0;  ///< V, per head
     Span span = Span::causal;
     bool pre_norm = true;
-    NormKind norm = NormKind::layer;     ///< of the block's and the feed-forward layer's input (pre) or output (post)
-    NormKind head_norm = NormKind::rms;  ///< of attention outputs
-    double epsilon = 1e-5;               ///< of both norms
-    typename Memory::Shape memory = {};  ///< width and span are taken from the block
-    typename Mixer::Shape mixer = {};    ///< heads, dims, span and width are taken from the block
-    typename Hidden::Shape feed_forward = {};  ///< width is taken from the block
-    double deviation = 0.02;  ///< of initial weights, as in Mega; width^-1/2 suits narrow models better
+    NormKind norm = NormKind::layer;       ///< of the block's and the feed-forward layer's input (pre) or output (post)
+    NormKind head_norm = NormKind::rms;    ///< of attention outputs
+    double epsilon = 1e-5;                 ///< of both norms
+    typename Memory::Shape memory = {};    ///< width and span are taken from the block
+    typename Mixer::Shape mixer = {};      ///< heads, dims, span and width are taken from the block
+    FeedForward::Shape feed_forward = {};  ///< width is taken from the block
+    double deviation = 0.02;               ///< of initial weights, as in Mega; width^-1/2 suits narrow models better
     /// Residual branches of a stack, 2 per block: their output weights begin smaller by residual_branches^-1/2, so that the
     /// sum of a deep stack begins at the scale of one branch.
     double residual_branches = 1;
@@ -73,8 +72,8 @@ struct ChelaBlock {
       s.heads = heads, s.key_dim = key_dim, s.value_dim = value_dim, s.span = span, s.width = width;
       return s;
     }
-    typename Hidden::Shape feed_forward_shape() const {
-      typename Hidden::Shape s = feed_forward;
+    FeedForward::Shape feed_forward_shape() const {
+      FeedForward::Shape s = feed_forward;
       s.width = width, s.deviation = deviation, s.output_deviation = deviation / std::sqrt(residual_branches);
       return s;
     }
@@ -99,7 +98,7 @@ struct ChelaBlock {
     Norm::Parameters<A> head_norm;
     Projection::Parameters<A> output;  ///< Wo, bo
     Norm::Parameters<A> feed_forward_norm;
-    typename Hidden::template Parameters<A> feed_forward;
+    FeedForward::Parameters<A> feed_forward;
   };
 
   /// Scales of queries and keys begin around 1 [choice]: Mega's normal(0, 0.02) is made for a softmax, and linear attention
@@ -119,7 +118,7 @@ struct ChelaBlock {
     visit_nested<Projection>("output", s.output_shape(), f, p.output...);
     if (!has_feed_forward(s)) return;
     visit_nested<Norm>("feed_forward_norm", s.norm_shape(), f, p.feed_forward_norm...);
-    visit_nested<Hidden>("feed_forward", s.feed_forward_shape(), f, p.feed_forward...);
+    visit_nested<FeedForward>("feed_forward", s.feed_forward_shape(), f, p.feed_forward...);
   }
 
   /// Refuses shapes that no block can have.
@@ -127,7 +126,7 @@ struct ChelaBlock {
     return first_failure(require(s.width > 0 && s.heads > 0 && s.key_dim > 0 && s.value_dim > 0, Code::bad_shape,
                                  "a block needs width, heads, key_dim and value_dim of at least 1"),
                          require(s.epsilon > 0, Code::bad_value, "epsilon must be positive: a row may be all zero"),
-                         Memory::check(s.memory_shape()), Hidden::check(s.feed_forward_shape()));
+                         Memory::check(s.memory_shape()), FeedForward::check(s.feed_forward_shape()));
   }
 
   static constexpr bool has_feed_forward(const Shape& s) { return s.feed_forward.kind != FeedForwardKind::none; }

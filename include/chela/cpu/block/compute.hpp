@@ -37,6 +37,27 @@ TensorView<A, sizeof...(I)> reserve(Tensor<A, 1>& memory, I... extents) {
   return contiguous(memory.data(), extents...);
 }
 
+/// Many arrays in one piece of memory. `f(take)` calls take(extents...) for each array and returns a struct of the views; it is
+/// called twice, first to count. The same sizes give the same places, so a later call finds what an earlier one wrote.
+template <class A, class F>
+auto lay_out(Tensor<A, 1>& memory, F&& f) {
+  constexpr Index aligned = 64 / Index(sizeof(A));
+  Index used = 0;
+  const auto take = [&](auto... extents) {
+    const auto view = contiguous(memory.data() + used, extents...);
+    used += round_up((Index(1) * ... * Index(extents)), aligned);
+    return view;
+  };
+  const auto count = [&](auto... extents) {
+    used += round_up((Index(1) * ... * Index(extents)), aligned);
+    return TensorView<A, sizeof...(extents)>{};
+  };
+  f(count);
+  reserve(memory, used);
+  used = 0;
+  return f(take);
+}
+
 }  // namespace detail
 
 }  // namespace chela::cpu

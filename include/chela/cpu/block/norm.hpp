@@ -50,8 +50,8 @@ struct PartGain {
 
 /// y = norm(x) on one thread; `statistics` [row, group, 2] of the same rows, or null.
 template <class A>
-void norm_rows(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<const A, 2> x, TensorView<A, 2> y,
-               A* statistics) {
+void norm(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<const A, 2> x, TensorView<A, 2> y,
+          A* statistics) {
   using namespace Eigen::internal;
   if (s.kind == NormKind::none) {
     if (y.data != x.data) as_rows(y) = as_rows(x);
@@ -81,9 +81,9 @@ void norm_rows(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorV
 /// grad_x = (add ? grad_x : 0) + gradient of norm on one thread; grad_x may be grad_y's memory when `add` is false. Gradients
 /// of gain and bias are added to `grad_gain` and `grad_bias`, laid out as the parameters.
 template <class A>
-void norm_backward_rows(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<const A, 2> x,
-                        const A* statistics, TensorView<const A, 2> grad_y, TensorView<A, 2> grad_x, bool add,
-                        A* grad_gain, A* grad_bias) {
+void norm_backward(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<const A, 2> x,
+                   const A* statistics, TensorView<const A, 2> grad_y, TensorView<A, 2> grad_x, bool add, A* grad_gain,
+                   A* grad_bias) {
   using namespace Eigen::internal;
   if (s.kind == NormKind::none) {
     if (add)
@@ -160,8 +160,8 @@ Status norm(const NormArgs<T>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   rowwise::for_each_row_block(args.x.extents[0], executor, [&](Index first, Index count, int, Index) {
     T* statistics = args.statistics.present() ? args.statistics.data + first * args.shape.groups * 2 : nullptr;
-    rowwise::norm_rows<T>(args.shape, args.parameters, rowwise::row_range(args.x, first, count),
-                          rowwise::row_range(args.y, first, count), statistics);
+    rowwise::norm<T>(args.shape, args.parameters, rowwise::row_range(args.x, first, count),
+                     rowwise::row_range(args.y, first, count), statistics);
   });
   return {};
 }
@@ -175,10 +175,10 @@ Status norm_backward(const NormBackwardArgs<T>& args, const E& executor) {
   Tensor<T, 2> gains(none ? 0 : ceil_div(rows, rowwise::row_block), width), biases(gains.extents());
   rowwise::for_each_row_block(rows, executor, [&](Index first, Index count, int, Index block) {
     const T* statistics = none ? nullptr : args.statistics.data + first * args.shape.groups * 2;
-    rowwise::norm_backward_rows<T>(args.shape, args.parameters, rowwise::row_range(args.x, first, count), statistics,
-                                   rowwise::row_range(args.grad_y, first, count),
-                                   rowwise::row_range(args.grad_x, first, count), false, gains.data() + block * width,
-                                   biases.data() + block * width);
+    rowwise::norm_backward<T>(args.shape, args.parameters, rowwise::row_range(args.x, first, count), statistics,
+                              rowwise::row_range(args.grad_y, first, count),
+                              rowwise::row_range(args.grad_x, first, count), false, gains.data() + block * width,
+                              biases.data() + block * width);
   });
   if (none) return {};
   rowwise::sum_partials<T>(gains, args.grad_parameters.gain, executor);

@@ -24,10 +24,15 @@ void project(TensorView<const A, 2> x, TensorView<const A, 2> weight, TensorView
     for (Index r = 0; r < y.extents[0]; ++r) add_row<A>(y.extents[1], Same<A>{}, y.data + r * y.strides[0], bias.data);
 }
 
-/// grad_x = grad_y W^T on one thread.
+/// grad_x = (add ? grad_x : 0) + grad_y W^T on one thread.
 template <class A>
-void project_back(TensorView<const A, 2> grad_y, TensorView<const A, 2> weight, TensorView<A, 2> grad_x) {
-  as_rows(grad_x).noalias() = as_rows(grad_y) * as_rows(weight).transpose();
+void project_back(TensorView<const A, 2> grad_y, TensorView<const A, 2> weight, TensorView<A, 2> grad_x,
+                  bool add = false) {
+  auto out = as_rows(grad_x);
+  if (add)
+    out.noalias() += as_rows(grad_y) * as_rows(weight).transpose();
+  else
+    out.noalias() = as_rows(grad_y) * as_rows(weight).transpose();
 }
 
 /// grad_weight = x^T grad_y and grad_bias = sum of the rows of grad_y; absent outputs are skipped.
