@@ -52,6 +52,13 @@ struct ShortConvStepArgs {
 
 namespace detail {
 
+/// The one place where a width is judged.
+template <int Width>
+constexpr void require_short_width() {
+  static_assert(Width >= 1 && Width <= 64,
+                "the width of a short convolution must be 1 to 64; use long_conv for longer kernels");
+}
+
 template <class X, class W, class C>
 constexpr Status check_short_conv_inputs(TensorView<X, 3> x, TensorView<W, 2> taps, TensorView<C, 1> bias,
                                          Index width) {

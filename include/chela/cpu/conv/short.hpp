@@ -40,9 +40,9 @@ void step_channels(const ChannelRow<const T>* in, const TapRows<S>& taps, const 
 }  // namespace detail
 
 /// y = activation(bias + taps * x), see chela/conv/short.hpp. Scratch: the taps once more, unless their channel stride is 1.
-template <int Width, Activation A = Activation::none, Element T>
-Status short_conv(const ShortConvArgs<T>& args, const Executor auto& executor) {
-  detail::require_short_width<Width>();
+template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
+Status short_conv(const ShortConvArgs<T>& args, const E& executor = {}) {
+  chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
   constexpr int tile = detail::short_conv_tile;
   constexpr Index run_len = 256, block_len = 1024;  // one task: tokens by channels, about as much as stays in L2
@@ -83,9 +83,9 @@ Status short_conv(const ShortConvArgs<T>& args, const Executor auto& executor) {
 }
 
 /// One token per sequence; the state is shifted in place.
-template <int Width, Activation A = Activation::none, Element T>
-Status short_conv_step(const ShortConvStepArgs<T>& args, const Executor auto& executor) {
-  detail::require_short_width<Width>();
+template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
+Status short_conv_step(const ShortConvStepArgs<T>& args, const E& executor = {}) {
+  chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
   const Index channels = args.x.extents[1];
   const detail::TapRows<Accumulator<T>> taps(args.taps, args.bias);

@@ -12,12 +12,6 @@ namespace chela::cpu {
 
 namespace detail {
 
-template <int Width>
-constexpr void require_short_width() {
-  static_assert(Width >= 1 && Width <= 64,
-                "the width of a short convolution must be 1 to 64; use long_conv for longer kernels");
-}
-
 /// Batch and token axes cut into runs, and runs gathered into at most 64 segments.
 struct ShortConvSegments {
   static constexpr Index run_len = 512, most = 64;
@@ -252,9 +246,9 @@ class ShortConvBackward {
 
 /// Gradients of `short_conv`, see chela/conv/short.hpp. Scratch: up to 64 copies of the taps, and the da of a few tokens per
 /// worker.
-template <int Width, Activation A = Activation::none, Element T>
-Status short_conv_backward(const ShortConvBackwardArgs<T>& args, const Executor auto& executor) {
-  detail::require_short_width<Width>();
+template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
+Status short_conv_backward(const ShortConvBackwardArgs<T>& args, const E& executor = {}) {
+  chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
   detail::ShortConvBackward<Width, A, T>(args, executor.workers()).run(executor);
   return {};
