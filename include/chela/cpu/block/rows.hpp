@@ -90,6 +90,19 @@ A sum_row(Index count, F&& f, const A* first, const In*... in) {
   return predux(sum);
 }
 
+/// The largest of one entry or more.
+template <class A>
+A max_row(Index count, const A* in) {
+  constexpr Index lanes = lane_count<A>;
+  Lanes<A> highest = Eigen::internal::pset1<Lanes<A>>(in[0]);
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes)
+    highest = Eigen::internal::pmax(highest, Eigen::internal::ploadu<Lanes<A>>(in + i));
+  A result = Eigen::internal::predux_max(highest);
+  for (; i < count; ++i) result = std::max(result, in[i]);
+  return result;
+}
+
 /// out[i] += f(in[i]...).
 template <class A, class F, class... In>
 void add_row(Index count, F&& f, A* out, const In*... in) {
