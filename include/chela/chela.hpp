@@ -24,6 +24,8 @@
 #include "chela/core/tensor_view.hpp"
 #include "chela/cpu/adaptors.hpp"
 #include "chela/cpu/attention/linear.hpp"
+#include "chela/cpu/block/chela.hpp"
+#include "chela/cpu/block/chela_backward.hpp"
 #include "chela/cpu/block/feed_forward.hpp"
 #include "chela/cpu/block/norm.hpp"
 #include "chela/cpu/block/projection.hpp"
