@@ -2,6 +2,8 @@
 // Every reference: one plain loop per operator, in double, to compare other implementations with.
 
 #include "chela/reference/block.hpp"
+#include "chela/reference/branches.hpp"
 #include "chela/reference/linear.hpp"
 #include "chela/reference/long_conv.hpp"
 #include "chela/reference/short_conv.hpp"
+#include "chela/reference/short_long.hpp"
