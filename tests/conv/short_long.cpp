@@ -179,8 +179,8 @@ TEST_CASE("short_long_conv and its gradients match the reference at every shape"
   check_shape<double>({2, 33, 9, 20, 3});
 }
 
-// u and its gradient are rounded to storage between the stages, so sums that nearly cancel lose more than a tolerance on their
-// own result allows. What can be asked for is that nothing else happens between the stages.
+// u and its gradient are rounded to storage between the stages, so sums that nearly cancel lose more than a tolerance
+// on their own result allows. What can be asked for is that nothing else happens between the stages.
 TEST_CASE("with 16-bit storage the stages run one after the other") {
   using T = Eigen::bfloat16;
   Problem<T> p({2, 33, 17, 20, 3}), q({2, 33, 17, 20, 3});

@@ -1,13 +1,13 @@
 #pragma once
-// Structural reparameterisation (CHELA, arXiv 2406.08128, section 3.1): parallel depthwise convolutions of one input, each
-// optionally followed by a batch norm whose statistics are fixed, are one convolution. With r_b = gain_b / sqrt(variance_b + eps),
-// and r_b = 1, mean_b = offset_b = 0 for a branch without a norm:
+// Structural reparameterisation (CHELA, arXiv 2406.08128, section 3.1): parallel depthwise convolutions of one input,
+// each optionally followed by a batch norm whose statistics are fixed, are one convolution. With r_b = gain_b /
+// sqrt(variance_b + eps), and r_b = 1, mean_b = offset_b = 0 for a branch without a norm:
 //
 //   y = sum_b [ r_b (k_b * x - mean_b) + offset_b ] = (sum_b r_b pad(k_b)) * x + sum_b (offset_b - r_b mean_b)
 //
-// Training may run the branches or fold on each step and run the folded kernel; inference folds once. All branches are aligned at
-// the newest input: shorter kernels are padded with zeros at the far end. Only linear stages fold: fold each side of an activation
-// by itself.
+// Training may run the branches or fold on each step and run the folded kernel; inference folds once. All branches are
+// aligned at the newest input: shorter kernels are padded with zeros at the far end. Only linear stages fold: fold each
+// side of an activation by itself.
 #include <span>
 
 #include "chela/core/element.hpp"
@@ -16,8 +16,8 @@
 
 namespace chela {
 
-/// One branch. A is the type of parameters: float, or double for a double convolution. The norm's statistics come in pairs;
-/// without them there is no norm and no offset.
+/// One branch. A is the type of parameters: float, or double for a double convolution. The norm's statistics come in
+/// pairs; without them there is no norm and no offset.
 template <Element A>
 struct ConvBranch {
   TensorView<const A, 2> taps = {};      ///< [channel, length]; taps[d, 0] meets the newest input

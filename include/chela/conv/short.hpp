@@ -1,5 +1,6 @@
 #pragma once
-// Short depthwise causal convolution, the first stage of CHELA's short-long convolution (arXiv 2406.08128, section 3.1):
+// Short depthwise causal convolution, the first stage of CHELA's short-long convolution (arXiv 2406.08128, section
+// 3.1):
 //
 //   a[b,t,d] = bias[d] + sum_{j=0}^{Width-1} taps[d,j] x[b,t-j,d]        y = activation(a)
 //
@@ -17,7 +18,8 @@ enum class Activation { none, silu };
 template <Element T>
 struct ShortConvArgs {
   TensorView<const T, 3> x = {};  ///< [batch, token, channel]
-  /// [channel, width]; taps[d, 0] meets the newest input. The CPU repacks them on each call unless the channel stride is 1.
+  /// [channel, width]; taps[d, 0] meets the newest input. The CPU repacks them on each call unless the channel stride
+  /// is 1.
   TensorView<const Accumulator<T>, 2> taps = {};
   TensorView<const Accumulator<T>, 1> bias = {};  ///< [channel], or absent for zero
   TensorView<T, 3> y = {};                        ///< [batch, token, channel]; every element is written
@@ -25,7 +27,8 @@ struct ShortConvArgs {
   TensorView<T, 3> final_state = {};              ///< [batch, width - 1, channel]; may be the initial state's memory
 };
 
-/// Gradients of the same pass; what the forward pass saw is recomputed, nothing need be kept. Absent outputs are skipped.
+/// Gradients of the same pass; what the forward pass saw is recomputed, nothing need be kept. Absent outputs are
+/// skipped.
 template <Element T>
 struct ShortConvBackwardArgs {
   TensorView<const T, 3> x = {};  ///< as in the forward pass

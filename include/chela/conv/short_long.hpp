@@ -1,10 +1,11 @@
 #pragma once
-// CHELA's short-long convolution (arXiv 2406.08128, section 3.1): a short convolution steadies the signal that the long one reads,
+// CHELA's short-long convolution (arXiv 2406.08128, section 3.1): a short convolution steadies the signal that the long
+// one reads,
 //
 //   u = silu(short_bias + short_taps * x)        z = skip u + taps * u  (+ back_taps, looking ahead)
 //
-// with both stages depthwise: see conv/short.hpp and conv/long.hpp. The state is the last width - 1 inputs x and the last L - 1
-// inner activations u.
+// with both stages depthwise: see conv/short.hpp and conv/long.hpp. The state is the last width - 1 inputs x and the
+// last L - 1 inner activations u.
 #include "chela/conv/long.hpp"
 #include "chela/conv/short.hpp"
 
@@ -160,7 +161,8 @@ constexpr Status check_short_long_inputs(TensorView<X, 3> x, TensorView<A, 2> sh
 
 }  // namespace detail
 
-/// Refuses arguments that do not fit together or do not fit an operator of this short width; both backends call it first.
+/// Refuses arguments that do not fit together or do not fit an operator of this short width; both backends call it
+/// first.
 template <Element T>
 constexpr Status check(const ShortLongConvArgs<T>& a, Index width) {
   return first_failure(detail::check_short_long_inputs(a.x, a.short_taps, a.short_bias, a.taps, a.short_initial_state,

@@ -6,8 +6,8 @@
 
 namespace chela::reference {
 
-/// Adds gain (taps * x - mean) / sqrt(variance + eps) + offset to y; shapes as in chela/conv/branches.hpp. Absent gain is 1,
-/// absent offset 0, absent mean no norm.
+/// Adds gain (taps * x - mean) / sqrt(variance + eps) + offset to y; shapes as in chela/conv/branches.hpp. Absent gain
+/// is 1, absent offset 0, absent mean no norm.
 inline void add_branch(TensorView<const double, 3> x, TensorView<const double, 2> taps,
                        TensorView<const double, 1> mean, TensorView<const double, 1> variance,
                        TensorView<const double, 1> gain, TensorView<const double, 1> offset, double eps,

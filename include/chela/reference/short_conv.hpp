@@ -1,5 +1,6 @@
 #pragma once
-// Short depthwise causal convolution, one plain loop in double. Shapes as in chela/conv/short.hpp; absent views are zero.
+// Short depthwise causal convolution, one plain loop in double. Shapes as in chela/conv/short.hpp; absent views are
+// zero.
 #include <cmath>
 
 #include "chela/core/tensor.hpp"

@@ -1,6 +1,6 @@
 #pragma once
-// What the depthwise convolutions do to one group of neighbouring channels at a time. `P` is an Eigen packet of accumulators,
-// or the accumulator itself: the same template then serves strided channels and the last few of a row.
+// What the depthwise convolutions do to one group of neighbouring channels at a time. `P` is an Eigen packet of
+// accumulators, or the accumulator itself: the same template then serves strided channels and the last few of a row.
 #include <Eigen/Core>
 
 #include "chela/core/host_device.hpp"
@@ -9,8 +9,8 @@
 
 namespace chela::cpu::detail {
 
-// GCC 12 takes the don't-care operand inside its own AVX-512 intrinsics, which exp and the 16-bit conversions use, for an
-// uninitialised variable.
+// GCC 12 takes the don't-care operand inside its own AVX-512 intrinsics, which exp and the 16-bit conversions use, for
+// an uninitialised variable.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -72,7 +72,8 @@ CHELA_ALWAYS_INLINE P set_lanes(double value) {
   return Eigen::internal::pset1<P>(LaneScalar<P>(value));
 }
 
-/// Hides that a value came from memory: GCC otherwise loads it again for each use, and loads are what these loops run out of.
+/// Hides that a value came from memory: GCC otherwise loads it again for each use, and loads are what these loops run
+/// out of.
 template <class P>
 CHELA_ALWAYS_INLINE P in_register(P value) {
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)

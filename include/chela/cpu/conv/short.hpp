@@ -1,6 +1,7 @@
 #pragma once
-// Short depthwise convolution on the CPU: vectorised across channels, so every view wants a channel stride of 1; others are
-// served one channel at a time. Each output is one sum in one order, whatever the workers, the tiles or the pieces of a call.
+// Short depthwise convolution on the CPU: vectorised across channels, so every view wants a channel stride of 1; others
+// are served one channel at a time. Each output is one sum in one order, whatever the workers, the tiles or the pieces
+// of a call.
 #include "chela/core/executor.hpp"
 #include "chela/cpu/conv/short_backward.hpp"
 #include "chela/cpu/conv/short_tiles.hpp"
@@ -39,13 +40,14 @@ void step_channels(const ChannelRow<const T>* in, const TapRows<S>& taps, const 
 
 }  // namespace detail
 
-/// y = activation(bias + taps * x), see chela/conv/short.hpp. Scratch: the taps once more, unless their channel stride is 1.
+/// y = activation(bias + taps * x), see chela/conv/short.hpp. Scratch: the taps once more, unless their channel stride
+/// is 1.
 template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
 Status short_conv(const ShortConvArgs<T>& args, const E& executor = {}) {
   chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
-  constexpr int tile = detail::short_conv_tile;
-  constexpr Index run_len = 256, block_len = 1024;  // one task: tokens by channels, about as much as stays in L2
+  constexpr int tile = detail::short_conv_tile<Width>;
+  constexpr Index run_len = 256, block_len = detail::short_conv_block<Width>;
   const Index batch = args.x.extents[0], tokens = args.x.extents[1], channels = args.x.extents[2];
   const Index runs = ceil_div(tokens, run_len), blocks = ceil_div(channels, block_len);
 

@@ -3,8 +3,8 @@
 //
 //   grad_x[t] = sum_j taps[j] da[t+j]        grad_taps[j] = sum_{b,t} da[t] x[t-j]        grad_bias = sum_{b,t} da[t]
 //
-// Tokens are walked from last to first with the da of the next width - 1 tokens at hand. Sums over batch and tokens are taken
-// per segment, a cut that depends on the shape alone, and then over segments in order.
+// Tokens are walked from last to first with the da of the next width - 1 tokens at hand. Sums over batch and tokens are
+// taken per segment, a cut that depends on the shape alone, and then over segments in order.
 #include "chela/core/executor.hpp"
 #include "chela/cpu/conv/short_tiles.hpp"
 
@@ -96,8 +96,8 @@ void tap_gradient_tile(const ChannelRow<const T>* in, const ChannelRow<S>* slope
 template <int Width, Activation A, class T>
 class ShortConvBackward {
   using S = Accumulator<T>;
-  static constexpr int tile = short_conv_tile, window = tile + Width - 1;
-  static constexpr Index block_len = 256;
+  static constexpr int tile = short_conv_tile<Width>, window = tile + Width - 1;
+  static constexpr Index block_len = std::min<Index>(256, short_conv_block<Width>);
 
  public:
   ShortConvBackward(const ShortConvBackwardArgs<T>& args, int workers)
@@ -244,8 +244,8 @@ class ShortConvBackward {
 
 }  // namespace detail
 
-/// Gradients of `short_conv`, see chela/conv/short.hpp. Scratch: up to 64 copies of the taps, and the da of a few tokens per
-/// worker.
+/// Gradients of `short_conv`, see chela/conv/short.hpp. Scratch: up to 64 copies of the taps, and the da of a few
+/// tokens per worker.
 template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
 Status short_conv_backward(const ShortConvBackwardArgs<T>& args, const E& executor = {}) {
   chela::detail::require_short_width<Width>();

@@ -48,7 +48,8 @@ Status short_long_conv(const ShortLongConvArgs<T>& args, const E& executor = {})
                                             [&](const auto& stage) { return long_conv(stage, executor); });
 }
 
-/// The same with a long kernel that was transformed before; the arguments' `taps` and `back_taps` are checked but not read.
+/// The same with a long kernel that was transformed before; the arguments' `taps` and `back_taps` are checked but not
+/// read.
 template <int Width, Element T, Executor E = DefaultExecutor>
 Status short_long_conv(const ShortLongConvArgs<T>& args, const KernelSpectrum<Accumulator<T>>& spectrum,
                        const E& executor = {}) {

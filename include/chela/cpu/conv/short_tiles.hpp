@@ -8,10 +8,18 @@
 
 namespace chela::cpu::detail {
 
-/// Tokens computed together, so that each input and each tap is loaded once for several outputs.
-inline constexpr int short_conv_tile = 4;
+/// Tokens computed together, so that each input and each tap is loaded once for several outputs. Wide kernels load so
+/// many rows that more outputs per row pay.
+template <int Width>
+inline constexpr int short_conv_tile = Width > 8 ? 8 : 4;
 
-/// Elements added to rows of our own, so that they stay out of each other's cache sets when the channels are a power of two.
+/// Channels of one task: whole pages of narrow kernels, for the prefetchers; few enough of wide ones that their rows
+/// stay near.
+template <int Width>
+inline constexpr Index short_conv_block = Width > 8 ? 128 : 1024;
+
+/// Elements added to rows of our own, so that they stay out of each other's cache sets when the channels are a power of
+/// two.
 inline constexpr Index row_padding = 16;
 
 /// The channels of one token.
@@ -71,8 +79,8 @@ class TapRows {
 };
 
 /// Visits every pair (token, tap) of a tile, taps in blocks of eight so that they and the outputs stay in registers:
-/// begin(j0, count), then row(r) for each input row the block meets, pair(token, j - j0) for each use of it, end(j0, count).
-/// Row r holds token r - (Width - 1) of the tile. The order of one output's terms does not depend on `Tokens`.
+/// begin(j0, count), then row(r) for each input row the block meets, pair(token, j - j0) for each use of it, end(j0,
+/// count). Row r holds token r - (Width - 1) of the tile. The order of one output's terms does not depend on `Tokens`.
 template <int Width, int Tokens, class Begin, class Row, class Pair, class End>
 CHELA_ALWAYS_INLINE void for_each_tap(Begin&& begin, Row&& row, Pair&& pair, End&& end) {
   constexpr int block = 8, whole = Width / block, rest = Width % block;
