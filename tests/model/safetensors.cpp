@@ -204,7 +204,10 @@ TEST_CASE("well-formed files that hold something else are refused") {
   const auto a_with = [](const char* what, const char* with) {
     return "{" + replaced(tensor_a, what, with) + "," + tensor_b + "}";
   };
-  const std::pair<std::string, std::string> cases[] = {
+  struct Case {
+    std::string header, says;
+  };
+  const std::vector<Case> cases = {
       {a_with("\"a\"", "\"c\""), "\"a\" is missing"},
       {a_with("F32", "I32"), "\"a\" is I32 [2, 3], expected F32 [2, 3]"},
       {a_with("[2,3]", "[3,2]"), "\"a\" is F32 [3, 2], expected F32 [2, 3]"},
@@ -217,14 +220,14 @@ TEST_CASE("well-formed files that hold something else are refused") {
        "\"b\" is U8 [0], expected U8 [3]"},
       {"{" + tensor_a + "," + tensor_b + ",\"extra\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[27,27]}}",
        "\"extra\" was not expected"}};
-  for (const auto& [header, says] : cases) {
-    write_file(path, file_of(header, 27));
+  for (const Case& c : cases) {
+    write_file(path, file_of(c.header, 27));
     Wanted wanted;
     const FileStatus status = wanted.load(path);
-    CAPTURE(says);
+    CAPTURE(c.says);
     CAPTURE(status.why);
     CHECK(status.code == FileCode::mismatch);
-    CHECK(status.why.find(says) != std::string::npos);
+    CHECK(status.why.find(c.says) != std::string::npos);
     CHECK(wanted.untouched());
   }
   Wanted wanted;  // the file is still the last case, with one tensor too many

@@ -1,6 +1,6 @@
 #pragma once
-// Adam with decoupled weight decay (Loshchilov, Hutter: Decoupled Weight Decay Regularization, arXiv 1711.05101) on flat
-// buffers, at step t = 1, 2, ... with learning rate r and gradients s g, s the clipping factor:
+// Adam with decoupled weight decay (Loshchilov, Hutter: Decoupled Weight Decay Regularization, arXiv 1711.05101) on
+// flat buffers, at step t = 1, 2, ... with learning rate r and gradients s g, s the clipping factor:
 //
 //   m <- b1 m + (1 - b1) s g        v <- b2 v + (1 - b2) (s g)^2
 //   p <- p - r [ (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + decay p ]

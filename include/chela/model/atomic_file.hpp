@@ -18,7 +18,8 @@
 
 namespace chela {
 
-/// Writes to a temporary file beside the target. `commit` puts it in the target's place; without it nothing is left behind.
+/// Writes to a temporary file beside the target. `commit` puts it in the target's place; without it nothing is left
+/// behind.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path target) : target_(std::move(target)) {

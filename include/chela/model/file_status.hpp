@@ -14,8 +14,8 @@ enum class FileCode {
   bad_value      ///< an argument of the call is at fault, not the file
 };
 
-/// The answer of functions that read and write files. Unlike Status it owns its text, which names the file and, where there
-/// is one, the tensor, what was expected and what was found.
+/// The answer of functions that read and write files. Unlike Status it owns its text, which names the file and, where
+/// there is one, the tensor, what was expected and what was found.
 struct [[nodiscard]] FileStatus {
   FileCode code = FileCode::ok;
   std::string why = {};

@@ -9,8 +9,8 @@
 
 namespace chela {
 
-/// Fills `memory`, laid out by `infos` as from describe_parameters. A parameter's values depend on the seed, its name and
-/// its own initializer only: adding a layer leaves the others as they were. The same numbers with every compiler.
+/// Fills `memory`, laid out by `infos` as from describe_parameters. A parameter's values depend on the seed, its name
+/// and its own initializer only: adding a layer leaves the others as they were. The same numbers with every compiler.
 template <Element T>
 void initialize_parameters(const std::vector<ParameterInfo>& infos, std::uint64_t seed, T* memory) {
   for (const ParameterInfo& info : infos) {

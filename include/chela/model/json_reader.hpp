@@ -1,6 +1,7 @@
 #pragma once
-// The part of JSON (RFC 8259) that file headers are made of: objects, arrays, strings and unsigned integers. The caller says
-// what it expects next, so nothing is ever skipped, depth is bounded by the caller's grammar, and there is no tree to build.
+// The part of JSON (RFC 8259) that file headers are made of: objects, arrays, strings and unsigned integers. The caller
+// says what it expects next, so nothing is ever skipped, depth is bounded by the caller's grammar, and there is no tree
+// to build.
 #include <cstdint>
 #include <string>
 #include <string_view>

@@ -1,9 +1,9 @@
 #pragma once
-// Random numbers without a history: number i of a stream is a hash of (seed, stream, i). Any number can be had in any order,
-// so a program that resumes needs to remember nothing but the seed. Integer arithmetic until the last step: the numbers are
-// the same with every compiler and library, which the distributions of <random> are not.
-// The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
-// OOPSLA 2014).
+// Random numbers without a history: number i of a stream is a hash of (seed, stream, i). Any number can be had in any
+// order, so a program that resumes needs to remember nothing but the seed. Integer arithmetic until the last step: the
+// numbers are the same with every compiler and library, which the distributions of <random> are not. The mixing
+// function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA
+// 2014).
 #include <cstdint>
 #include <string_view>
 
@@ -44,7 +44,8 @@ class CounterRandom {
     return high * bound_high + (middle >> 32) + (cross >> 32);  // the upper word of word * bound
   }
 
-  /// Mean 0, variance 1, bounded by 6: the sum of twelve uniform numbers, which needs no logarithm or cosine of a library.
+  /// Mean 0, variance 1, bounded by 6: the sum of twelve uniform numbers, which needs no logarithm or cosine of a
+  /// library.
   constexpr double normal(std::uint64_t i) const {
     std::int64_t sum = 0;
     for (std::uint64_t j = 0; j < 6; ++j) {

@@ -1,6 +1,6 @@
 #pragma once
-// Named tensors in a file that Python's `safetensors` and many other programs read and write. Loading is all or nothing:
-// the file is judged as a whole, read into fresh memory, and only then copied to where it was wanted.
+// Named tensors in a file that Python's `safetensors` and many other programs read and write. Loading is all or
+// nothing: the file is judged as a whole, read into fresh memory, and only then copied to where it was wanted.
 #include <bit>
 #include <cerrno>
 #include <cstdio>

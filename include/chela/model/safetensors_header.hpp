@@ -80,7 +80,10 @@ struct SafetensorsHeader {
 /// "F32 [2, 3]"
 inline std::string describe(StoredType type, const std::vector<Index>& extents) {
   std::string text = std::string(info_of(type).name) + " [";
-  for (std::size_t i = 0; i < extents.size(); ++i) text += (i ? ", " : "") + std::to_string(extents[i]);
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(extents[i]);
+  }
   return text + "]";
 }
 
@@ -201,25 +204,38 @@ inline std::string parse_safetensors_header(std::string_view text, std::uint64_t
   return "";
 }
 
-/// The JSON of a header, padded with spaces so that the data that follow it and its length begin at a multiple of 8 bytes.
+/// The JSON of a header, padded with spaces so that the data that follow it and its length begin at a multiple of 8
+/// bytes.
 inline std::string format_safetensors_header(const SafetensorsHeader& header) {
   std::string text = "{";
-  const auto separate = [&] { text += text.size() > 1 ? "," : ""; };
+  const auto list = [&](const auto& values, auto write) {
+    for (bool first = true; const auto& value : values) {
+      if (!first) text += ',';
+      first = false;
+      write(value);
+    }
+  };
+  const auto number = [&](auto value) { text += std::to_string(value); };
   if (!header.metadata.empty()) {
     text += "\"__metadata__\":{";
-    for (bool first = true; const auto& [key, value] : header.metadata) {
-      text += (first ? "" : ",") + json_string(key) + ":" + json_string(value);
-      first = false;
-    }
-    text += "}";
+    list(header.metadata, [&](const auto& pair) {
+      text += json_string(pair.first);
+      text += ':';
+      text += json_string(pair.second);
+    });
+    text += header.tensors.empty() ? "}" : "},";
   }
-  for (const StoredTensor& tensor : header.tensors) {
-    separate();
-    text += json_string(tensor.name) + ":{\"dtype\":\"" + std::string(info_of(tensor.type).name) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < tensor.extents.size(); ++i) text += (i ? "," : "") + std::to_string(tensor.extents[i]);
-    text += "],\"data_offsets\":[" + std::to_string(tensor.begin) + "," + std::to_string(tensor.end) + "]}";
-  }
-  text += "}";
+  list(header.tensors, [&](const StoredTensor& tensor) {
+    text += json_string(tensor.name);
+    text += ":{\"dtype\":\"";
+    text += info_of(tensor.type).name;
+    text += "\",\"shape\":[";
+    list(tensor.extents, number);
+    text += "],\"data_offsets\":[";
+    list(std::array{tensor.begin, tensor.end}, number);
+    text += "]}";
+  });
+  text += '}';
   text.append((8 - text.size() % 8) % 8, ' ');
   return text;
 }

@@ -15,8 +15,8 @@ struct LearningRateSchedule {
   Fall fall = Fall::cosine;
 };
 
-/// The rate at `progress` in [0, 1]; values outside are taken as the nearer end. Without warm-up the run starts at the peak,
-/// otherwise at zero: a run counted in steps asks for progress (step + 1) / total, so that its first step moves.
+/// The rate at `progress` in [0, 1]; values outside are taken as the nearer end. Without warm-up the run starts at the
+/// peak, otherwise at zero: a run counted in steps asks for progress (step + 1) / total, so that its first step moves.
 inline double learning_rate(const LearningRateSchedule& schedule, double progress) {
   progress = std::clamp(progress, 0.0, 1.0);
   if (progress < schedule.warm_up) return schedule.peak * progress / schedule.warm_up;
