@@ -13,6 +13,9 @@ namespace {
 
 using Plain = ChelaBlock<ShortLongMemory<ExplicitKernel, 3, 2>>;
 using Gated = ChelaBlock<ShortLongMemory<ExplicitKernel>, LinearAttentionMixer, UpdateGate>;
+using MultiScale = ChelaBlock<ShortLongMemory<SgConvKernel, 4>, LinearAttentionMixer, UpdateGate>;
+using MegaLike = ChelaBlock<EmaMemory<>, LinearAttentionMixer, UpdateGate>;
+using ShortEma = ChelaBlock<EmaMemory<2>>;
 using Bare = ChelaBlock<NoMemory, LinearAttentionMixer, GatedResidual>;
 
 template <class Shape>
@@ -30,7 +33,7 @@ Index summed_terms(const Shape& s, Index tokens) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("a block matches the reference", Block, Plain, Gated, Bare) {
+TEST_CASE_TEMPLATE("a block matches the reference", Block, Plain, Gated, MultiScale, MegaLike, ShortEma, Bare) {
   using Run = cpu::Compute<Block>;
   for (const auto& s : small_shapes<Block>())
     for (const Index tokens : {1, 5, 9}) {
@@ -48,8 +51,7 @@ TEST_CASE("a block in float matches the reference over many rows, with the same 
   using Run = cpu::Compute<Plain>;
   Plain::Shape s{.width = 48, .heads = 3, .key_dim = 16, .value_dim = 20};
   s.memory.kernel.length = 40, s.feed_forward.hidden = 80;
-  Owned<Plain, float> p = random_parameters<Plain, float>(s, 3);
-  for (float& value : p.values) value *= 0.3f;
+  Owned<Plain, float> p = random_parameters<Plain, float>(s, 3, 0.2);
   Owned<Plain, double> exact(s);
   exact.values = converted<double>(p.values.view());
   const auto x = random_tensor<float>(4, 3, 90, s.width);
@@ -62,7 +64,8 @@ TEST_CASE("a block in float matches the reference over many rows, with the same 
   CHECK(same_bits(y, again));
 }
 
-TEST_CASE_TEMPLATE("token by token a causal block gives the rows of the full pass", Block, Plain, Gated, Bare) {
+TEST_CASE_TEMPLATE("token by token a causal block gives the rows of the full pass", Block, Plain, Gated, MultiScale,
+                   MegaLike, ShortEma, Bare) {
   using Run = cpu::Compute<Block>;
   for (const auto& s : small_shapes<Block>()) {
     if (s.span != Span::causal) continue;
@@ -122,7 +125,10 @@ TEST_CASE("short branches and the one kernel they fold into give the same block"
     REQUIRE(same != from.end());
     std::copy_n(p.values.data() + same->offset, std::min(leaf.count(), same->count()), q.values.data() + leaf.offset);
   }
-  cpu::fold_branches(p.read().memory.short_taps, q.write().memory.short_taps[0]);
+  ConvBranch<double> branch[2];
+  for (std::size_t b = 0; b < 2; ++b) branch[b].taps = p.read().memory.short_taps[b];
+  REQUIRE(
+      cpu::fold_branches(FoldBranchesArgs<double>{.branches = branch, .taps = q.write().memory.short_taps[0]}).ok());
   const auto x = random_tensor<double>(4, 2, 9, s.width);
   auto branches = nan_tensor<double>(2, 9, s.width), folded = branches;
   cpu::Compute<Plain>::Cache<double> a;

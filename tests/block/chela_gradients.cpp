@@ -14,11 +14,15 @@ namespace {
 
 using Plain = ChelaBlock<ShortLongMemory<ExplicitKernel, 3, 2>>;
 using Gated = ChelaBlock<ShortLongMemory<ExplicitKernel, 2>, LinearAttentionMixer, UpdateGate>;
+using MultiScale = ChelaBlock<ShortLongMemory<SgConvKernel, 4>>;
+using MegaLike = ChelaBlock<EmaMemory<>, LinearAttentionMixer, UpdateGate>;
+using ShortEma = ChelaBlock<EmaMemory<2>>;
 using Bare = ChelaBlock<NoMemory, LinearAttentionMixer, UpdateGate>;
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("gradients of a block match finite differences", Block, Plain, Gated, Bare) {
+TEST_CASE_TEMPLATE("gradients of a block match finite differences", Block, Plain, Gated, MultiScale, MegaLike, ShortEma,
+                   Bare) {
   using Run = cpu::Compute<Block>;
   for (const auto& s : small_shapes<Block>())
     for (const Index tokens : {5, 8}) {

@@ -23,6 +23,18 @@ struct Owned {
   auto read() const { return bind_parameters<Module, const T>(shape, values.data()); }
 };
 
+/// Uniform in [-size, size); scales and gains around 1, as they begin: attention outputs far below the epsilon of their norm
+/// would bend so sharply that finite differences fail.
+template <class Module, class T>
+Owned<Module, T> random_parameters(const typename Module::Shape& s, unsigned seed, double size = 0.6) {
+  auto p = Owned<Module, T>::random(s, seed);
+  for (T& value : p.values) value *= T(size);
+  for (const ParameterInfo& leaf : describe_parameters<Module>(s))
+    if (leaf.name.ends_with("_scale") || leaf.name.ends_with("gain"))
+      for (Index i = 0; i < leaf.count(); ++i) p.values(leaf.offset + i) += T(1);
+  return p;
+}
+
 /// As `n` workers would do it, last task first: results must be the bits of SerialExecutor.
 struct BackwardsExecutor {
   int n = 3;

@@ -1,5 +1,7 @@
 #pragma once
 // Blocks to test: small shapes of every kind, and the same block as the reference sees it.
+#include <doctest/doctest.h>
+
 #include "block/modules.hpp"
 #include "chela/cpu/block/chela.hpp"
 #include "chela/reference/block.hpp"
@@ -23,7 +25,19 @@ inline Tensor<double, 2> kernel_taps(const ExplicitKernel::Shape&, const Explici
 inline void add_memory(reference::BlockProblem&, const NoMemory::Shape&, const NoMemory::Parameters<const double>&,
                        Index, Tensor<double, 2>&, Tensor<double, 2>&, Tensor<double, 2>&) {}
 
-/// The taps of kernels that make them come from the CPU backend: they have tests of their own.
+/// The taps of kernels that make them come from the CPU backend, which has tests of its own for them.
+inline Tensor<double, 2> kernel_taps(const SgConvKernel::Shape& s, const SgConvKernel::Parameters<const double>& p,
+                                     Index) {
+  Tensor<double, 2> taps(s.width, s.length);
+  REQUIRE(cpu::sgconv_taps(SgConvTapsArgs<double>{.weights = p.weights, .taps = taps, .decay = s.decay}).ok());
+  return taps;
+}
+inline Tensor<double, 2> kernel_taps(const EmaKernel::Shape& s, const EmaParameters<const double>& p, Index tokens) {
+  Tensor<double, 2> taps(s.width, tokens);
+  REQUIRE(cpu::ema_taps(EmaTapsArgs<double>{p, taps}).ok());
+  return taps;
+}
+
 template <class Shape, class P>
 requires requires(P p) { p.skip; }
 void add_memory(reference::BlockProblem& problem, const Shape& s, const P& p, Index tokens, Tensor<double, 2>& folded,
@@ -75,10 +89,11 @@ Tensor<double, 3> reference_block(const typename Block::Shape& s,
   return y;
 }
 
-inline void set_length(ExplicitKernel::Shape& s, Index length) { s.length = length; }
 template <class MemoryShape>
 void set_kernel(MemoryShape& s, Index length) {
-  if constexpr (requires { s.kernel; }) set_length(s.kernel, length);
+  if constexpr (requires { s.kernel.length; }) s.kernel.length = length;
+  if constexpr (requires { s.kernel.sub_width; }) s.kernel.sub_width = 2;
+  if constexpr (requires { s.kernel.averages; }) s.kernel.averages = 3;
 }
 
 /// Every combination of the run-time policies, one entry after the other.
@@ -105,13 +120,6 @@ template <class Shape>
 void describe(std::ostream& out, const Shape& s) {
   out << (s.pre_norm ? "pre" : "post") << "-norm " << int(s.norm) << " head norm " << int(s.head_norm) << " span "
       << int(s.span) << " feed-forward " << int(s.feed_forward.kind);
-}
-
-template <class Block, class T>
-Owned<Block, T> random_parameters(const typename Block::Shape& s, unsigned seed) {
-  auto p = Owned<Block, T>::random(s, seed);
-  for (T& value : p.values) value *= T(0.6);
-  return p;
 }
 
 }  // namespace chela::test

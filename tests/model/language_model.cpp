@@ -34,25 +34,13 @@ Tensor<Token, 2> random_tokens(unsigned seed, Index batch, Index tokens, int voc
   return out;
 }
 
-/// Scales and gains around 1, as they begin: attention outputs far below the epsilon of their norm would bend so sharply that
-/// finite differences fail.
-template <class T>
-Owned<Model, T> random_parameters(const Model::Shape& s, unsigned seed, T size) {
-  auto p = Owned<Model, T>::random(s, seed);
-  for (T& value : p.values) value *= size;
-  for (const ParameterInfo& leaf : describe_parameters<Model>(s))
-    if (leaf.name.ends_with("_scale") || leaf.name.ends_with("gain"))
-      for (Index i = 0; i < leaf.count(); ++i) p.values(leaf.offset + i) += T(1);
-  return p;
-}
-
 }  // namespace
 
 TEST_CASE("the loss is the mean cross-entropy of the logits, and stays exact for logits of any size") {
   for (const bool tied : {true, false})
     for (const double size : {0.6, 300.0}) {
       const auto s = tiny_shape(tied);
-      const auto p = random_parameters<double>(s, 2, size);
+      const auto p = random_parameters<Model, double>(s, 2, size);
       const auto tokens = random_tokens<std::uint8_t>(3, 2, 9, 11), targets = random_tokens<std::uint8_t>(4, 2, 9, 11);
       auto logits = nan_tensor<double>(2, 9, 11);
       Run::Cache<double> cache;
@@ -82,7 +70,7 @@ TEST_CASE("gradients of a model match finite differences, with some targets not 
       INFO("tied ", tied, " pre-norm ", pre_norm);
       auto s = tiny_shape(tied);
       s.block.pre_norm = pre_norm, s.block.epsilon = 1e-2;  // the smoother, the better differences do
-      auto p = random_parameters<double>(s, 2, 0.6);
+      auto p = random_parameters<Model, double>(s, 2, 0.6);
       const auto tokens = random_tokens<std::int32_t>(3, 2, 6, 11);
       auto targets = random_tokens<std::int32_t>(4, 2, 6, 11);
       targets(0, 2) = -1, targets(1, 5) = -100;
@@ -108,7 +96,7 @@ TEST_CASE("gradients of a model match finite differences, with some targets not 
 
 TEST_CASE("plain gradient steps reduce the loss, with the same bits for any number of workers") {
   const auto s = tiny_shape(true);
-  auto p = random_parameters<float>(s, 2, 0.3f);
+  auto p = random_parameters<Model, float>(s, 2, 0.3);
   const auto tokens = random_tokens<std::uint8_t>(3, 3, 90, 11);
   auto targets = tokens;  // predict the token at hand: easy to learn
   Run::Cache<float> cache, other_cache;
@@ -132,7 +120,7 @@ TEST_CASE("plain gradient steps reduce the loss, with the same bits for any numb
 TEST_CASE("decoding token by token gives the logits of the full pass") {
   for (const bool tied : {true, false}) {
     const auto s = tiny_shape(tied);
-    const auto p = random_parameters<double>(s, 2, 0.6);
+    const auto p = random_parameters<Model, double>(s, 2, 0.6);
     constexpr Index batch = 3, length = 12;
     const auto tokens = random_tokens<std::uint8_t>(3, batch, length, 11);
     auto logits = nan_tensor<double>(batch, length, 11), stepped = logits;
@@ -152,7 +140,7 @@ TEST_CASE("decoding token by token gives the logits of the full pass") {
 
 TEST_CASE("a model refuses tokens, targets and outputs that do not fit") {
   const auto s = tiny_shape(true);
-  const auto p = random_parameters<float>(s, 2, 0.3f);
+  const auto p = random_parameters<Model, float>(s, 2, 0.3);
   auto tokens = random_tokens<std::int32_t>(3, 2, 4, 11), targets = tokens;
   Run::Cache<float> cache;
   const SerialExecutor executor;

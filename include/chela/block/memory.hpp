@@ -7,38 +7,16 @@
 //   NoMemory                             Z = X
 //
 // The short stage is the sum of one branch per width (structural reparameterisation): training keeps the branches, and one
-// kernel of the largest width gives the same outputs (`fold_branches`). Without widths there is no short stage and no SiLU.
+// kernel of the largest width gives the same outputs (conv/branches.hpp folds them). Without widths there is no short stage and no SiLU.
 // The long kernel is causal; a bidirectional memory has a second one that looks ahead. The short stage always looks back.
 #include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "chela/attention/linear.hpp"
-#include "chela/block/parameters.hpp"
+#include "chela/block/long_kernel.hpp"
 
 namespace chela {
-
-/// A long kernel whose taps are the parameters.
-struct ExplicitKernel {
-  struct Shape {
-    Index width = 0;   ///< channels; taken from the memory
-    Index length = 0;  ///< L: how many tokens back, this one included, an output sees
-  };
-
-  template <class A>
-  struct Parameters {
-    TensorView<A, 2> taps;  ///< [width, length]
-  };
-
-  template <class F, class... P>
-  static void visit(const Shape& s, F&& f, P&... p) {
-    f(ParameterInfo{"taps", {s.width, s.length}, normal_init(0, 0.02)}, p.taps...);
-  }
-
-  static constexpr Status check(const Shape& s) {
-    return require(s.length > 0, Code::bad_shape, "a long kernel needs a length of at least 1");
-  }
-};
 
 /// Z = X: for blocks whose mixer needs no help, and for measuring what a memory brings.
 struct NoMemory {
@@ -101,5 +79,9 @@ struct ShortLongMemory {
 
   static constexpr Status check(const Shape& s) { return Kernel::check(s.kernel_shape()); }
 };
+
+/// Mega's memory, whose decode state is of constant size.
+template <int... ShortWidths>
+using EmaMemory = ShortLongMemory<EmaKernel, ShortWidths...>;
 
 }  // namespace chela

@@ -5,9 +5,8 @@
 #include <algorithm>
 
 #include "chela/cpu/block/long_kernel.hpp"
-#include "chela/cpu/block/norm.hpp"
+#include "chela/cpu/conv/branches.hpp"
 #include "chela/cpu/conv/long.hpp"
-#include "chela/cpu/conv/long_step.hpp"
 #include "chela/cpu/conv/short.hpp"
 
 namespace chela::cpu {
@@ -53,18 +52,6 @@ struct Compute<NoMemory> {
   }
 };
 
-/// Merges the branches of a short stage, [channel, width] each, into one kernel with the same outputs: [channel, largest
-/// width] at least. As the only branch of a memory of that width it serves in the place of all.
-template <class A, std::size_t Branches>
-void fold_branches(const std::array<TensorView<const A, 2>, Branches>& branches, TensorView<A, 2> folded) {
-  for (Index d = 0; d < folded.extents[0]; ++d)
-    for (Index j = 0; j < folded.extents[1]; ++j) {
-      A sum = 0;
-      for (const auto& taps : branches) sum += j < taps.extents[1] ? taps(d, j) : A(0);
-      folded(d, j) = sum;
-    }
-}
-
 template <class LongKernel, int... Widths>
 struct Compute<ShortLongMemory<LongKernel, Widths...>> {
   using Memory = ShortLongMemory<LongKernel, Widths...>;
@@ -99,6 +86,7 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
   };
 
   /// x and z [batch, token, width].
+  /// x and z [batch, token, width].
   template <class A, Executor E>
   static Status forward(const Shape& s, const Parameters<const A>& p, TensorView<const A, 3> x, TensorView<A, 3> z,
                         Cache<A>& cache, const E& executor) {
@@ -106,7 +94,7 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
     TensorView<const A, 3> inner = x;
     if constexpr (has_short) {
       const auto out = inner_of(cache, x);
-      const auto folded = fold(s, p, cache.folded);
+      const auto folded = fold(s, p, cache.folded, executor);
       if (Status bad = short_conv<short_width, Activation::silu>(
               ShortConvArgs<A>{.x = x, .taps = folded, .bias = p.short_bias, .y = out}, executor);
           !bad.ok())
@@ -126,48 +114,37 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
   static Status backward(const Shape& s, const Parameters<const A>& p, Cache<A>& cache, TensorView<const A, 3> x,
                          TensorView<const A, 3> grad_z, TensorView<A, 3> grad_x, const Parameters<A>& grad,
                          const E& executor) {
-    const Index tokens = x.extents[1];
-    const auto kernel = s.kernel_shape();
-    const bool two_sided = s.span == Span::bidirectional;
-    LongConvBackwardArgs<A> args{.x = x, .skip = p.skip, .grad_y = grad_z, .grad_x = grad_x, .grad_skip = grad.skip};
     if constexpr (has_short) {
-      args.x = inner_of(cache, x);
-      args.grad_x = detail::reserve(cache.grad_inner, x.extents[0], tokens, s.width);
-    }
-    args.grad_taps = Kernel::template grad_taps<A>(kernel, tokens, cache.back, grad.back);
-    if (two_sided) args.grad_back_taps = Kernel::template grad_taps<A>(kernel, tokens, cache.ahead, grad.ahead);
-    if (Status bad = long_conv_backward(args, cache.spectrum, executor); !bad.ok()) return bad;
-    Status kernels = Kernel::template backward<A>(kernel, p.back, tokens, cache.back, grad.back, executor);
-    if (two_sided)
-      kernels = first_failure(kernels,
-                              Kernel::template backward<A>(kernel, p.ahead, tokens, cache.ahead, grad.ahead, executor));
-    if (!kernels.ok()) return kernels;
-    if constexpr (has_short) {
-      // Kept with the channel last, as the operator likes its taps.
+      const auto grad_inner = detail::reserve(cache.grad_inner, x.extents[0], x.extents[1], s.width);
+      if (Status bad = long_backward<A>(s, p, cache, inner_of(cache, x), grad_z, grad_inner, grad, executor); !bad.ok())
+        return bad;
+      // Taps and their gradient have the channel last in memory, as the operator likes them.
       const auto grad_folded = transposed(detail::reserve(cache.grad_folded, Index(short_width), s.width), 0, 1);
       if (Status bad = short_conv_backward<short_width, Activation::silu>(
-              ShortConvBackwardArgs<A>{
-                  .x = x,
-                  .taps = transposed(contiguous(cache.folded.data(), Index(short_width), s.width), 0, 1),
-                  .bias = p.short_bias,
-                  .grad_y = args.grad_x,
-                  .grad_x = grad_x,
-                  .grad_taps = grad_folded,
-                  .grad_bias = grad.short_bias},
+              ShortConvBackwardArgs<A>{.x = x,
+                                       .taps = folded_view<A>(s, cache.folded),
+                                       .bias = p.short_bias,
+                                       .grad_y = grad_inner,
+                                       .grad_x = grad_x,
+                                       .grad_taps = grad_folded,
+                                       .grad_bias = grad.short_bias},
               executor);
           !bad.ok())
         return bad;
-      for (const auto& branch : grad.short_taps)
-        for (Index d = 0; d < s.width; ++d)
-          for (Index j = 0; j < branch.extents[1]; ++j) branch(d, j) = grad_folded(d, j);
+      const auto branches = branches_of(p);
+      std::array<ConvBranchGradients<A>, Memory::branches> grads;
+      for (std::size_t b = 0; b < grads.size(); ++b) grads[b].taps = grad.short_taps[b];
+      return fold_branches_backward(
+          FoldBranchesBackwardArgs<A>{.branches = branches, .grad_taps = grad_folded, .grads = grads}, executor);
+    } else {
+      return long_backward<A>(s, p, cache, x, grad_z, grad_x, grad, executor);
     }
-    return {};
   }
 
   template <class A, Executor E>
   static Prepared<A> prepare(const Shape& s, const Parameters<const A>& p, const E& executor) {
     Prepared<A> prepared;
-    if constexpr (has_short) fold(s, p, prepared.folded);
+    if constexpr (has_short) fold(s, p, prepared.folded, executor);
     prepared.kernel = Kernel::template prepare<A>(s.kernel_shape(), p.back, executor);
     return prepared;
   }
@@ -178,9 +155,12 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
                      TensorView<const A, 2> x, TensorView<A, 2> z, State<A>& state, const E& executor) {
     TensorView<const A, 2> inner = x;
     if constexpr (has_short) {
-      const auto folded = transposed(contiguous(prepared.folded.data(), Index(short_width), s.width), 0, 1);
       if (Status bad = short_conv_step<short_width, Activation::silu>(
-              ShortConvStepArgs<A>{.x = x, .taps = folded, .bias = p.short_bias, .y = z, .state = state.recent},
+              ShortConvStepArgs<A>{.x = x,
+                                   .taps = folded_view<A>(s, prepared.folded),
+                                   .bias = p.short_bias,
+                                   .y = z,
+                                   .state = state.recent},
               executor);
           !bad.ok())
         return bad;
@@ -196,12 +176,46 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
     return detail::reserve(cache.inner, x.extents[0], x.extents[1], x.extents[2]);
   }
 
-  /// The folded branches as [channel, width], kept with the channel last.
+  /// [channel, width], with the channel last in memory.
   template <class A>
-  static TensorView<A, 2> fold(const Shape& s, const Parameters<const A>& p, Tensor<A, 1>& memory) {
+  static TensorView<const A, 2> folded_view(const Shape& s, const Tensor<A, 1>& memory) {
+    return transposed(contiguous(memory.data(), Index(short_width), s.width), 0, 1);
+  }
+
+  template <class A>
+  static auto branches_of(const Parameters<const A>& p) {
+    std::array<ConvBranch<A>, Memory::branches> branches;
+    for (std::size_t b = 0; b < branches.size(); ++b) branches[b].taps = p.short_taps[b];
+    return branches;
+  }
+
+  template <class A, Executor E>
+  static TensorView<const A, 2> fold(const Shape& s, const Parameters<const A>& p, Tensor<A, 1>& memory,
+                                     const E& executor) {
+    const auto branches = branches_of(p);
     const auto folded = transposed(detail::reserve(memory, Index(short_width), s.width), 0, 1);
-    fold_branches(p.short_taps, folded);
+    // Cannot fail: the shapes come from `visit`.
+    static_cast<void>(fold_branches(FoldBranchesArgs<A>{.branches = branches, .taps = folded}, executor));
     return folded;
+  }
+
+  /// Gradients of the long stage over its input `inner`.
+  template <class A, Executor E>
+  static Status long_backward(const Shape& s, const Parameters<const A>& p, Cache<A>& cache,
+                              TensorView<const A, 3> inner, TensorView<const A, 3> grad_z, TensorView<A, 3> grad_inner,
+                              const Parameters<A>& grad, const E& executor) {
+    const Index tokens = inner.extents[1];
+    const auto kernel = s.kernel_shape();
+    const bool two_sided = s.span == Span::bidirectional;
+    LongConvBackwardArgs<A> args{
+        .x = inner, .skip = p.skip, .grad_y = grad_z, .grad_x = grad_inner, .grad_skip = grad.skip};
+    args.grad_taps = Kernel::template grad_taps<A>(kernel, tokens, cache.back, grad.back);
+    if (two_sided) args.grad_back_taps = Kernel::template grad_taps<A>(kernel, tokens, cache.ahead, grad.ahead);
+    if (Status bad = long_conv_backward(args, cache.spectrum, executor); !bad.ok()) return bad;
+    if (Status bad = Kernel::template backward<A>(kernel, p.back, tokens, cache.back, grad.back, executor); !bad.ok())
+      return bad;
+    return two_sided ? Kernel::template backward<A>(kernel, p.ahead, tokens, cache.ahead, grad.ahead, executor)
+                     : Status{};
   }
 };
 
