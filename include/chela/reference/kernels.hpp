@@ -33,7 +33,8 @@ inline void sgconv_taps(TensorView<const double, 3> weights, TensorView<const do
     }
 }
 
-inline double sigmoid(double a) { return 1 / (1 + std::exp(-a)); }
+/// Of the raw parameters alpha and delta.
+inline double logistic(double a) { return 1 / (1 + std::exp(-a)); }
 
 /// All parameters [channel, n]; alpha and delta raw.
 inline void ema_taps(TensorView<const double, 2> alpha, TensorView<const double, 2> delta,
@@ -42,8 +43,8 @@ inline void ema_taps(TensorView<const double, 2> alpha, TensorView<const double,
     for (Index j = 0; j < taps.extents[1]; ++j) {
       taps(d, j) = 0;
       for (Index n = 0; n < alpha.extents[1]; ++n) {
-        const double phi = 1 - sigmoid(alpha(d, n)) * sigmoid(delta(d, n));
-        taps(d, j) += eta(d, n) * sigmoid(alpha(d, n)) * beta(d, n) * std::pow(phi, double(j));
+        const double phi = 1 - logistic(alpha(d, n)) * logistic(delta(d, n));
+        taps(d, j) += eta(d, n) * logistic(alpha(d, n)) * beta(d, n) * std::pow(phi, double(j));
       }
     }
 }
@@ -57,8 +58,8 @@ inline void ema(TensorView<const double, 3> x, TensorView<const double, 2> alpha
       for (Index d = 0; d < x.extents[2]; ++d) {
         y(b, t, d) = 0;
         for (Index n = 0; n < alpha.extents[1]; ++n) {
-          const double a = sigmoid(alpha(d, n));
-          state(b, d, n) = (1 - a * sigmoid(delta(d, n))) * state(b, d, n) + x(b, t, d);
+          const double a = logistic(alpha(d, n));
+          state(b, d, n) = (1 - a * logistic(delta(d, n))) * state(b, d, n) + x(b, t, d);
           y(b, t, d) += eta(d, n) * a * beta(d, n) * state(b, d, n);
         }
       }
