@@ -1,5 +1,6 @@
-// The CHELA block on the CPU: tokens per second, and the share of the machine's matrix product rate that its products reach.
-// The convolutions count for nothing in that share, so it says what the whole block costs next to its products alone.
+// The CHELA block on the CPU: tokens per second, and the share of the machine's matrix product rate that its products
+// reach. The convolutions count for nothing in that share, so it says what the whole block costs next to its products
+// alone.
 #include "chela/cpu/block/chela.hpp"
 
 #include <vector>

@@ -41,6 +41,7 @@
 #include "chela/cpu/conv/short_long.hpp"
 #include "chela/cpu/element.hpp"
 #include "chela/cpu/model/adamw.hpp"
+#include "chela/cpu/model/classifier.hpp"
 #include "chela/cpu/model/language_model.hpp"
 #include "chela/model/adamw.hpp"
 #include "chela/model/classifier.hpp"

@@ -1,4 +1,5 @@
-// Projections, norms and feed-forward layers: against plain loops, by finite differences, and for any number of workers.
+// Projections, norms and feed-forward layers: against plain loops, by finite differences, and for any number of
+// workers.
 #include <doctest/doctest.h>
 
 #include "block/modules.hpp"

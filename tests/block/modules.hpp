@@ -23,8 +23,8 @@ struct Owned {
   auto read() const { return bind_parameters<Module, const T>(shape, values.data()); }
 };
 
-/// Uniform in [-size, size); scales and gains around 1, as they begin: attention outputs far below the epsilon of their norm
-/// would bend so sharply that finite differences fail.
+/// Uniform in [-size, size); scales and gains around 1, as they begin: attention outputs far below the epsilon of their
+/// norm would bend so sharply that finite differences fail.
 template <class Module, class T>
 Owned<Module, T> random_parameters(const typename Module::Shape& s, unsigned seed, double size = 0.6) {
   auto p = Owned<Module, T>::random(s, seed);

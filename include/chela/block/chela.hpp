@@ -1,6 +1,6 @@
 #pragma once
-// The CHELA block (arXiv 2406.08128, section 3.3): Mega's shell (arXiv 2209.10655, section 3.4) around any memory and any mixer.
-// For X in R^{batch x token x width}, with N = Norm(X) when `pre_norm`, else N = X:
+// The CHELA block (arXiv 2406.08128, section 3.3): Mega's shell (arXiv 2209.10655, section 3.4) around any memory and
+// any mixer. For X in R^{batch x token x width}, with N = Norm(X) when `pre_norm`, else N = X:
 //
 //   Z  = Memory(N)                                             [batch, token, width]
 //   Zs = SiLU(Z Wz + bz)                                       [batch, token, head * key_dim]
@@ -54,8 +54,8 @@ struct ChelaBlock {
     typename Mixer::Shape mixer = {};      ///< heads, dims, span and width are taken from the block
     FeedForward::Shape feed_forward = {};  ///< width is taken from the block
     double deviation = 0.02;               ///< of initial weights, as in Mega; width^-1/2 suits narrow models better
-    /// Residual branches of a stack, 2 per block: their output weights begin smaller by residual_branches^-1/2, so that the
-    /// sum of a deep stack begins at the scale of one branch.
+    /// Residual branches of a stack, 2 per block: their output weights begin smaller by residual_branches^-1/2, so that
+    /// the sum of a deep stack begins at the scale of one branch.
     double residual_branches = 1;
 
     constexpr Index keys() const { return heads * key_dim; }
@@ -101,8 +101,8 @@ struct ChelaBlock {
     FeedForward::Parameters<A> feed_forward;
   };
 
-  /// Scales of queries and keys begin around 1 [choice]: Mega's normal(0, 0.02) is made for a softmax, and linear attention
-  /// would start with outputs below the epsilon of the norm that follows.
+  /// Scales of queries and keys begin around 1 [choice]: Mega's normal(0, 0.02) is made for a softmax, and linear
+  /// attention would start with outputs below the epsilon of the norm that follows.
   template <class F, class... P>
   static void visit(const Shape& s, F&& f, P&... p) {
     visit_nested<Norm>("norm", s.norm_shape(), f, p.norm...);

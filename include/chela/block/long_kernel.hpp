@@ -30,8 +30,8 @@ struct ExplicitKernel {
   }
 };
 
-/// SGConv: sub-kernels of a few values each, stretched to twice the length of the one before and scaled down. Their initial
-/// deviation makes the expected norm of the kernel 1, so there is no norm to divide by.
+/// SGConv: sub-kernels of a few values each, stretched to twice the length of the one before and scaled down. Their
+/// initial deviation makes the expected norm of the kernel 1, so there is no norm to divide by.
 struct SgConvKernel {
   struct Shape {
     Index width = 0;       ///< channels; taken from the memory
@@ -62,8 +62,8 @@ struct SgConvKernel {
   }
 };
 
-/// Mega's multi-dimensional damped moving average: an exponential kernel of unlimited length, whose decode state is of constant
-/// size. It begins as in Mega [choice: beta normal(0, 1) where Mega alternates 1 and -1].
+/// Mega's multi-dimensional damped moving average: an exponential kernel of unlimited length, whose decode state is of
+/// constant size. It begins as in Mega [choice: beta normal(0, 1) where Mega alternates 1 and -1].
 struct EmaKernel {
   struct Shape {
     Index width = 0;      ///< channels; taken from the memory

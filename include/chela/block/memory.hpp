@@ -1,14 +1,15 @@
 #pragma once
-// Memories: the long-range filter of a block's input, Z = Memory(X), X and Z in R^{batch x token x width}. A memory is a module
-// (see block/parameters.hpp) whose Shape has `Index width; Span span`, filled in by the block that holds it.
+// Memories: the long-range filter of a block's input, Z = Memory(X), X and Z in R^{batch x token x width}. A memory is
+// a module (see block/parameters.hpp) whose Shape has `Index width; Span span`, filled in by the block that holds it.
 //
 //   ShortLongMemory<Kernel, Widths...>   Z = LongConv(SiLU(ShortConv(X)))     CHELA, arXiv 2406.08128, section 3.1
 //   EmaMemory<Widths...>                 the same with Mega's moving average as long kernel: a state of constant size
 //   NoMemory                             Z = X
 //
-// The short stage is the sum of one branch per width (structural reparameterisation): training keeps the branches, and one
-// kernel of the largest width gives the same outputs (conv/branches.hpp folds them). Without widths there is no short stage and no SiLU.
-// The long kernel is causal; a bidirectional memory has a second one that looks ahead. The short stage always looks back.
+// The short stage is the sum of one branch per width (structural reparameterisation): training keeps the branches, and
+// one kernel of the largest width gives the same outputs (conv/branches.hpp folds them). Without widths there is no
+// short stage and no SiLU. The long kernel is causal; a bidirectional memory has a second one that looks ahead. The
+// short stage always looks back.
 #include <algorithm>
 #include <array>
 #include <cmath>

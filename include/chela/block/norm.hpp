@@ -3,7 +3,7 @@
 //
 //   layer   y = gain (x - mean) / sqrt(variance + epsilon) + bias        arXiv 1607.06450
 //   rms     y = gain x / sqrt(mean(x^2) + epsilon)                       arXiv 1910.07467
-//   scale   y = gain x / sqrt(mean(x^2) + epsilon), one gain per part    arXiv 1910.05895, with the mean for the sum as in Mega
+//   scale   y = gain x / sqrt(mean(x^2) + epsilon), one gain per part    arXiv 1910.05895; mean for sum, as in Mega
 //   none    y = x
 #include "chela/block/parameters.hpp"
 #include "chela/core/element.hpp"

@@ -1,6 +1,6 @@
 #pragma once
-// A learned linear map of rows, y = activation(x W + bias), W in R^{in x out}: CHELA's projections (arXiv 2406.08128, section
-// 3.3) and the matrices of its feed-forward layer.
+// A learned linear map of rows, y = activation(x W + bias), W in R^{in x out}: CHELA's projections (arXiv 2406.08128,
+// section 3.3) and the matrices of its feed-forward layer.
 #include "chela/block/parameters.hpp"
 #include "chela/conv/short.hpp"
 #include "chela/core/status.hpp"
@@ -40,7 +40,8 @@ struct ProjectionArgs {
   Activation activation = Activation::none;
 };
 
-/// Gradients of the same pass. Absent outputs are skipped; the others are overwritten, summed over rows in a fixed order.
+/// Gradients of the same pass. Absent outputs are skipped; the others are overwritten, summed over rows in a fixed
+/// order.
 template <Element T>
 struct ProjectionBackwardArgs {
   TensorView<const T, 2> x = {}, weight = {};  ///< as in the forward pass

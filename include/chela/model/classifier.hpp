@@ -1,5 +1,6 @@
 #pragma once
-// A sequence classifier around any block, bidirectional ones as a rule: a stack of them, the mean over tokens and a head,
+// A sequence classifier around any block, bidirectional ones as a rule: a stack of them, the mean over tokens and a
+// head,
 //
 //   logits = mean_t H[:, t, :] W + b,  H [batch, token, width] as in model/stack.hpp
 //

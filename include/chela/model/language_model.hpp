@@ -3,8 +3,8 @@
 //
 //   logits = H W,  H [batch, token, width] as in model/stack.hpp,  W = E^T when tied
 //
-// trained by the mean cross-entropy, in nats, of the target of each position: bits per token are that over ln 2. Targets below
-// zero (signed token types) are not counted.
+// trained by the mean cross-entropy, in nats, of the target of each position: bits per token are that over ln 2.
+// Targets below zero (signed token types) are not counted.
 #include "chela/block/projection.hpp"
 #include "chela/model/stack.hpp"
 

@@ -1,6 +1,6 @@
 #pragma once
-// The CHELA block and its layers by their equations, in double, one entry at a time; math in chela/block/chela.hpp. Absent
-// views are zero or left out.
+// The CHELA block and its layers by their equations, in double, one entry at a time; math in chela/block/chela.hpp.
+// Absent views are zero or left out.
 #include <algorithm>
 #include <cmath>
 

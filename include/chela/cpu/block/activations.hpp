@@ -1,5 +1,6 @@
 #pragma once
-// What one pass of a block keeps, and the part of the pass that treats each row by itself: everything but memory and mixer.
+// What one pass of a block keeps, and the part of the pass that treats each row by itself: everything but memory and
+// mixer.
 #include "chela/block/chela.hpp"
 #include "chela/cpu/block/feed_forward.hpp"
 #include "chela/cpu/block/norm.hpp"

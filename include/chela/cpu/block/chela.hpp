@@ -1,6 +1,6 @@
 #pragma once
-// The CHELA block on the CPU: forward, backward and step for any memory, mixer and output policy. Activations are contiguous
-// [batch, token, width].
+// The CHELA block on the CPU: forward, backward and step for any memory, mixer and output policy. Activations are
+// contiguous [batch, token, width].
 #include "chela/cpu/block/chela_backward.hpp"
 #include "chela/cpu/block/memory.hpp"
 #include "chela/cpu/block/mixer.hpp"
@@ -74,8 +74,8 @@ struct Compute<ChelaBlock<MemoryModule, MixerModule, OutputPolicy>> {
     return {};
   }
 
-  /// Gradients of the pass that filled `cache` with the same parameters and x. All are overwritten; grad_x may not be grad_y's
-  /// memory.
+  /// Gradients of the pass that filled `cache` with the same parameters and x. All are overwritten; grad_x may not be
+  /// grad_y's memory.
   template <class A, Executor E>
   static Status backward(const Shape& s, const Given<Parameters<const A>>& p, Cache<A>& cache,
                          Given<TensorView<const A, 3>> x, Given<TensorView<const A, 3>> grad_y,

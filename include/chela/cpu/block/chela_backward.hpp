@@ -1,6 +1,7 @@
 #pragma once
-// Gradients of the row-by-row parts of a block, in the reverse order of cpu/block/activations.hpp. Sums over rows are taken in
-// two ways: weights by one product per block of the weight, everything else by one partial sum per block of rows.
+// Gradients of the row-by-row parts of a block, in the reverse order of cpu/block/activations.hpp. Sums over rows are
+// taken in two ways: weights by one product per block of the weight, everything else by one partial sum per block of
+// rows.
 #include "chela/cpu/block/activations.hpp"
 
 namespace chela::cpu::detail {

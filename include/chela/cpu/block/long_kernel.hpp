@@ -1,7 +1,7 @@
 #pragma once
-// Long kernels on the CPU, for memories (cpu/block/memory.hpp). Compute<Kernel> makes the taps of a pass from the parameters,
-// turns the taps' gradient into that of the parameters, and steps.
-// A pass over T tokens needs at most T taps.
+// Long kernels on the CPU, for memories (cpu/block/memory.hpp). Compute<Kernel> makes the taps of a pass from the
+// parameters, turns the taps' gradient into that of the parameters, and steps. A pass over T tokens needs at most T
+// taps.
 #include "chela/block/long_kernel.hpp"
 #include "chela/cpu/block/compute.hpp"
 #include "chela/cpu/block/rows.hpp"

@@ -1,9 +1,11 @@
 #pragma once
-// Memories on the CPU. Compute<Memory> has forward, backward and step over [batch, token, width] and, for a step, [batch, width].
+// Memories on the CPU. Compute<Memory> has forward, backward and step over [batch, token, width] and, for a step,
+// [batch, width].
 //
 // A long kernel K comes in by Compute<K>, in cpu/block/long_kernel.hpp.
 #include <algorithm>
 
+#include "chela/block/memory.hpp"
 #include "chela/cpu/block/long_kernel.hpp"
 #include "chela/cpu/conv/branches.hpp"
 #include "chela/cpu/conv/long.hpp"

@@ -78,8 +78,8 @@ void norm(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<c
     }
 }
 
-/// grad_x = (add ? grad_x : 0) + gradient of norm on one thread; grad_x may be grad_y's memory when `add` is false. Gradients
-/// of gain and bias are added to `grad_gain` and `grad_bias`, laid out as the parameters.
+/// grad_x = (add ? grad_x : 0) + gradient of norm on one thread; grad_x may be grad_y's memory when `add` is false.
+/// Gradients of gain and bias are added to `grad_gain` and `grad_bias`, laid out as the parameters.
 template <class A>
 void norm_backward(const Norm::Shape& s, const Norm::Parameters<const A>& p, TensorView<const A, 2> x,
                    const A* statistics, TensorView<const A, 2> grad_y, TensorView<A, 2> grad_x, bool add, A* grad_gain,

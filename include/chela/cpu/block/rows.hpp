@@ -1,6 +1,7 @@
 #pragma once
-// Work on rows of numbers: Eigen maps for products, packet loops for everything elementwise. A row's result depends neither on
-// its alignment nor on who computes it: the tail goes through a padded packet, and sums are taken in one order.
+// Work on rows of numbers: Eigen maps for products, packet loops for everything elementwise. A row's result depends
+// neither on its alignment nor on who computes it: the tail goes through a padded packet, and sums are taken in one
+// order.
 //
 // Compile with EIGEN_DONT_PARALLELIZE, or hold Eigen to one thread: the executor already hands out the blocks of rows.
 #include <Eigen/Core>
@@ -12,7 +13,8 @@
 
 namespace chela::cpu::rowwise {
 
-/// Rows of one task. Fixed, so that no sum depends on the number of workers; a block of rows of a layer stays in the L2 cache.
+/// Rows of one task. Fixed, so that no sum depends on the number of workers; a block of rows of a layer stays in the L2
+/// cache.
 inline constexpr Index row_block = 128;
 
 /// Calls f(first row, row count, worker, block) for each block of rows.

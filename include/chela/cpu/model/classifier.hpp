@@ -1,6 +1,6 @@
 #pragma once
-// Training and use of a sequence classifier on the CPU. The parameters live in a flat buffer of parameter_count<Model>(shape)
-// elements, seen through bind_parameters<Model>, with Model = chela::Classifier<Block>.
+// Training and use of a sequence classifier on the CPU. The parameters live in a flat buffer of
+// parameter_count<Model>(shape) elements, seen through bind_parameters<Model>, with Model = chela::Classifier<Block>.
 #include <span>
 
 #include "chela/cpu/model/cross_entropy.hpp"
@@ -25,8 +25,8 @@ struct Compute<Classifier<Block>> {
     Tensor<A, 1> head;  ///< activations and gradients of the head
   };
 
-  /// The mean cross-entropy of `labels` [batch], in nats, and its gradients, which are overwritten. `tokens` [batch, token] and
-  /// labels are of any integer types.
+  /// The mean cross-entropy of `labels` [batch], in nats, and its gradients, which are overwritten. `tokens` [batch,
+  /// token] and labels are of any integer types.
   template <class A, class Token, class Label, Executor E>
   static Status loss_and_gradients(const Shape& s, const Given<Parameters<const A>>& p, TensorView<Token, 2> tokens,
                                    TensorView<Label, 1> labels, Cache<A>& cache, const Given<Parameters<A>>& grad,

@@ -7,8 +7,9 @@
 
 namespace chela::cpu::rowwise {
 
-/// log(sum_i exp(logits[i])) - logits[target], in nats. With `factor` not zero, the row becomes factor times the gradient of
-/// that: (softmax - one at the target). Logits of any size neither overflow nor lose the loss: the maximum is taken off first.
+/// log(sum_i exp(logits[i])) - logits[target], in nats. With `factor` not zero, the row becomes factor times the
+/// gradient of that: (softmax - one at the target). Logits of any size neither overflow nor lose the loss: the maximum
+/// is taken off first.
 template <class A>
 double cross_entropy(A* logits, Index count, Index target, A factor) {
   using namespace Eigen::internal;

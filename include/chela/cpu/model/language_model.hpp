@@ -4,8 +4,8 @@
 //   using Model = chela::LanguageModel<chela::ChelaBlock<>>;
 //   using Run = chela::cpu::Compute<Model>;
 //
-// the parameters live in a flat buffer of parameter_count<Model>(shape) elements, seen through bind_parameters<Model>. Head,
-// softmax and loss are taken one block of rows at a time.
+// the parameters live in a flat buffer of parameter_count<Model>(shape) elements, seen through bind_parameters<Model>.
+// Head, softmax and loss are taken one block of rows at a time.
 #include <numeric>
 
 #include "chela/cpu/model/cross_entropy.hpp"
@@ -39,8 +39,9 @@ struct Compute<LanguageModel<Block>> {
     using Stacked::template State<A>::State;
   };
 
-  /// The mean cross-entropy of `targets`, [batch, token] like `tokens`, in nats, and its gradients, which are overwritten.
-  /// Tokens are of any integer type. The cache is reused by later calls; it grows with the sizes and never shrinks.
+  /// The mean cross-entropy of `targets`, [batch, token] like `tokens`, in nats, and its gradients, which are
+  /// overwritten. Tokens are of any integer type. The cache is reused by later calls; it grows with the sizes and never
+  /// shrinks.
   template <class A, class Token, Executor E>
   static Status loss_and_gradients(const Shape& s, const Given<Parameters<const A>>& p, TensorView<Token, 2> tokens,
                                    Given<TensorView<Token, 2>> targets, Cache<A>& cache,
@@ -188,7 +189,8 @@ struct Compute<LanguageModel<Block>> {
     head<A>(s, p, h, logits);
   }
 
-  /// The sum of the losses, block by block of rows; `then(part)` runs on each block if gradients, times `factor`, are wanted.
+  /// The sum of the losses, block by block of rows; `then(part)` runs on each block if gradients, times `factor`, are
+  /// wanted.
   template <class A, class Token, Executor E, class Then>
   static double head_loss(const Shape& s, const Parameters<const A>& p, const Pass<A>& pass,
                           TensorView<Token, 2> targets, A factor, Cache<A>& cache, const E& executor,

@@ -45,8 +45,8 @@ struct Compute<Stack<Block>> {
     }
   };
 
-  /// X_last [batch, token, width] in the cache's memory. Without `keep`, no backward pass follows, and one block's activations
-  /// are held at a time.
+  /// X_last [batch, token, width] in the cache's memory. Without `keep`, no backward pass follows, and one block's
+  /// activations are held at a time.
   template <class A, class Token, Executor E>
   static Status forward(const Shape& s, const Parameters<const A>& p, TensorView<Token, 2> tokens, bool keep,
                         Cache<A>& cache, TensorView<A, 3>& last, const E& executor) {
@@ -147,7 +147,8 @@ struct Compute<Stack<Block>> {
     });
   }
 
-  /// Each task owns some columns of the table and walks all rows, so that every sum is taken in the order of the tokens.
+  /// Each task owns some columns of the table and walks all rows, so that every sum is taken in the order of the
+  /// tokens.
   template <class A, class Token, Executor E>
   static void embed_backward(TensorView<const A, 2> grad_x, TensorView<Token, 2> tokens, TensorView<A, 2> grad_table,
                              const E& executor) {
