@@ -64,6 +64,11 @@ CHELA_ALWAYS_INLINE void transpose_square(const LaneScalar<P>* from, Index from_
   for (int i = 0; i < lanes; ++i) Eigen::internal::pstoreu(to + i * to_stride, square.packet[i]);
 }
 
+/// Elements of a cache line. Runs are often a power of two apart and share a few places of the nearest cache, so a line is used
+/// up before the next one is asked for.
+template <class A>
+inline constexpr Index line_of = 64 / Index(sizeof(A));
+
 /// `lanes_of<A>` runs of `count` elements, `from_stride` apart, become packets `to_stride` apart. Returns how many: the last
 /// few are left to the caller. Squares have at most four lanes, which fit the registers of any machine.
 template <class A, class P = LanePacket<A>>
@@ -73,11 +78,12 @@ Index interleave_runs(const A* from, Index from_stride, Index count, A* to, Inde
     return interleave_runs<A, typename Eigen::internal::unpacket_traits<P>::half>(from, from_stride, count, to,
                                                                                   to_stride);
   } else {
-    Index r = 0;
-    for (; r + side <= count; r += side)
+    const Index whole = count / side * side;
+    for (Index begin = 0; begin < whole; begin += line_of<A>)
       for (int lane = 0; lane < lanes_of<A>; lane += side)
-        transpose_square<P>(from + lane * from_stride + r, from_stride, to + r * to_stride + lane, to_stride);
-    return r;
+        for (Index r = begin; r < std::min(whole, begin + line_of<A>); r += side)
+          transpose_square<P>(from + lane * from_stride + r, from_stride, to + r * to_stride + lane, to_stride);
+    return whole;
   }
 }
 
@@ -89,11 +95,12 @@ Index separate_runs(const A* from, Index from_stride, Index count, A* to, Index 
     return separate_runs<A, typename Eigen::internal::unpacket_traits<P>::half>(from, from_stride, count, to,
                                                                                 to_stride);
   } else {
-    Index r = 0;
-    for (; r + side <= count; r += side)
+    const Index whole = count / side * side;
+    for (Index begin = 0; begin < whole; begin += line_of<A>)
       for (int lane = 0; lane < lanes_of<A>; lane += side)
-        transpose_square<P>(from + r * from_stride + lane, from_stride, to + lane * to_stride + r, to_stride);
-    return r;
+        for (Index r = begin; r < std::min(whole, begin + line_of<A>); r += side)
+          transpose_square<P>(from + r * from_stride + lane, from_stride, to + lane * to_stride + r, to_stride);
+    return whole;
   }
 }
 
