@@ -199,6 +199,7 @@ int run(int count, char** arguments) {
   if (*eval) return eval_command(o);
   if (*generate) return generate_command(o);
   o.training.seconds = demo_seconds;
+  if (demo->count("--checkpoint") == 0) o.checkpoint = "chela_lm_demo.safetensors";
   return demonstrate(o.model, o.training, text_of(o), o.checkpoint, o.generation, executor_for(o.threads));
 }
 
