@@ -186,7 +186,7 @@ int run(int count, char** arguments) {
 
   add_common(*demo, o);
   add_text(*demo, o);
-  double demo_seconds = 150;
+  double demo_seconds = 140;
   demo->add_option("--seconds", demo_seconds, "Time to train")->check(CLI::PositiveNumber)->capture_default_str();
   add_settings(*demo, o);
 

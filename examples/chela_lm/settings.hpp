@@ -15,17 +15,17 @@ struct ModelSettings {
   Index layers = 3;
   Index width = 128;
   Index heads = 4;
-  Index key_dim = 16;         ///< per head
-  Index value_dim = 32;       ///< per head
-  Index hidden = 256;         ///< of the feed-forward layer
-  Index kernel_length = 128;  ///< tokens that the long convolution looks back
+  Index key_dim = 16;        ///< per head
+  Index value_dim = 32;      ///< per head
+  Index hidden = 256;        ///< of the feed-forward layer
+  Index kernel_length = 64;  ///< tokens that the long convolution looks back
   friend bool operator==(const ModelSettings&, const ModelSettings&) = default;
 };
 
 struct TrainingSettings {
   Index batch = 8;      ///< windows per step
-  Index context = 256;  ///< bytes per window
-  Index steps = 2000;
+  Index context = 128;  ///< bytes per window
+  Index steps = 5000;
   double seconds = 0;  ///< if positive, the run ends after this time, and its schedule follows the clock
   double learning_rate = 4e-3;
   double warm_up = 0.05;        ///< share of the run
