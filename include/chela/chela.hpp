@@ -47,6 +47,7 @@
 #include "chela/model/classifier.hpp"
 #include "chela/model/initialize.hpp"
 #include "chela/model/language_model.hpp"
+#include "chela/model/parameter_file.hpp"
 #include "chela/model/random.hpp"
 #include "chela/model/safetensors.hpp"
 #include "chela/model/schedule.hpp"
