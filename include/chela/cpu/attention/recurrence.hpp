@@ -1,7 +1,9 @@
 #pragma once
-// The recurrence S += k v^T, o = S^T q over a packed tile of tokens, with the state held in registers by blocks of key rows x
-// value columns. Two multiply-adds for each state element and token and nothing else, so it runs at the machine's
-// multiply-add rate; a chunked form executes chunk_len / (2 key_dim) more and gains nothing where this one fits.
+// The recurrence S = Diag(a) S + k v^T, o = S^T q over a packed tile of tokens, with the state held in registers by blocks of
+// key rows x value columns. Without decay that is two multiply-adds for each state element and token and nothing else, so it
+// runs at the machine's multiply-add rate; a chunked form executes chunk_len / (2 key_dim) more and gains nothing where this
+// one fits. Ordinary decay costs nothing inside either: it is folded into q, k (or o, v) and the end of the tile
+// (cpu/attention/tile_decay.hpp).
 #include <Eigen/Core>
 
 #include "chela/core/host_device.hpp"
@@ -20,54 +22,89 @@ struct RegisterBlock {
   static constexpr int columns = vectors * lanes;
 };
 
-/// Advances `state` by `tokens` tokens. `q` and `k` are packed [tokens, keys], `v` and `o` [tokens, values]; `keys` is a
-/// multiple of RegisterBlock::rows, `values` of RegisterBlock::columns. `state` is [keys, values], rows `state_stride` apart.
-/// Each output sums its keys in ascending order, whatever the tile length, so cutting a sequence changes no bit.
-///
-/// `fetch_ahead` is called once per token and register block; a pass brings the next tile's memory nearer with it, while the
-/// multiply-adds run.
-template <class S, class FetchAhead>
-void recur_over_tile(const S* q, const S* k, const S* v, S* o, Index tokens, Index keys, Index values, S* state,
-                     Index state_stride, FetchAhead&& fetch_ahead) {
+/// How the state decays over a tile.
+enum class TileDecay {
+  none,
+  rows,            ///< `decay` [tokens, keys] multiplies the state before each token
+  columns,         ///< `decay` [tokens, values] does
+  rows_at_end,     ///< `decay` [keys] multiplies the state after the last token
+  columns_at_end,  ///< `decay` [values] does
+};
+
+/// When a token's query reads: what the token itself wrote included, or only what came before.
+enum class ReadOrder { after_write, before_write };
+
+/// One packed tile: `q` and `k` are [tokens, keys], `v` and `o` [tokens, values], `state` [keys, values] with rows
+/// `state_stride` apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::columns.
+template <class S>
+struct PackedTile {
+  const S *q, *k, *v;
+  S* o;
+  Index tokens, keys, values;
+  S* state;
+  Index state_stride;
+  const S* decay = nullptr;
+};
+
+/// Writes o and advances the state. Each output sums its keys in ascending order, whatever the tile length, so without decay
+/// the cut of a sequence into tiles changes no bit. `fetch_ahead` is called once per token and register block; a pass brings
+/// the next tile's memory nearer with it, while the multiply-adds run.
+template <TileDecay D = TileDecay::none, ReadOrder R = ReadOrder::after_write, class S, class FetchAhead>
+void recur_over_tile(const PackedTile<S>& tile, FetchAhead&& fetch_ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
   constexpr int rows = Block::rows, vectors = Block::vectors, lanes = Block::lanes;
+  const Index keys = tile.keys, values = tile.values;
 
   for (Index column = 0; column < values; column += Block::columns) {
     for (Index row = 0; row < keys; row += rows) {
+      S* const state = tile.state + row * tile.state_stride + column;
       Packet s[rows][vectors];
       CHELA_UNROLL
       for (int r = 0; r < rows; ++r) CHELA_UNROLL
-      for (int n = 0; n < vectors; ++n) s[r][n] = ploadu<Packet>(state + (row + r) * state_stride + column + n * lanes);
+      for (int n = 0; n < vectors; ++n) s[r][n] = ploadu<Packet>(state + r * tile.state_stride + n * lanes);
 
-      for (Index t = 0; t < tokens; ++t) {
-        const S* kt = k + t * keys + row;
-        const S* qt = q + t * keys + row;
-        S* ot = o + t * values + column;
-        Packet value[vectors], sum[vectors];
+      for (Index t = 0; t < tile.tokens; ++t) {
+        const S* k = tile.k + t * keys + row;
+        const S* q = tile.q + t * keys + row;
+        S* o = tile.o + t * values + column;
+        Packet value[vectors], sum[vectors], keep[vectors];
         CHELA_UNROLL
         for (int n = 0; n < vectors; ++n) {
-          value[n] = ploadu<Packet>(v + t * values + column + n * lanes);
-          sum[n] = row == 0 ? pset1<Packet>(S(0)) : ploadu<Packet>(ot + n * lanes);
+          value[n] = ploadu<Packet>(tile.v + t * values + column + n * lanes);
+          sum[n] = row == 0 ? pset1<Packet>(S(0)) : ploadu<Packet>(o + n * lanes);
+          if constexpr (D == TileDecay::columns) keep[n] = ploadu<Packet>(tile.decay + t * values + column + n * lanes);
         }
         CHELA_UNROLL
         for (int r = 0; r < rows; ++r) {
-          const Packet key = pset1<Packet>(kt[r]), query = pset1<Packet>(qt[r]);
+          const Packet key = pset1<Packet>(k[r]), query = pset1<Packet>(q[r]);
+          if constexpr (D == TileDecay::rows) {
+            const Packet row_keep = pset1<Packet>(tile.decay[t * keys + row + r]);
+            CHELA_UNROLL
+            for (int n = 0; n < vectors; ++n) keep[n] = row_keep;
+          }
           CHELA_UNROLL
           for (int n = 0; n < vectors; ++n) {
+            if constexpr (D == TileDecay::rows || D == TileDecay::columns) s[r][n] = pmul(s[r][n], keep[n]);
+            if constexpr (R == ReadOrder::before_write) sum[n] = pmadd(query, s[r][n], sum[n]);
             s[r][n] = pmadd(key, value[n], s[r][n]);
-            sum[n] = pmadd(query, s[r][n], sum[n]);
+            if constexpr (R == ReadOrder::after_write) sum[n] = pmadd(query, s[r][n], sum[n]);
           }
         }
         CHELA_UNROLL
-        for (int n = 0; n < vectors; ++n) pstoreu(ot + n * lanes, sum[n]);
+        for (int n = 0; n < vectors; ++n) pstoreu(o + n * lanes, sum[n]);
         fetch_ahead();
       }
 
       CHELA_UNROLL
       for (int r = 0; r < rows; ++r) CHELA_UNROLL
-      for (int n = 0; n < vectors; ++n) pstoreu(state + (row + r) * state_stride + column + n * lanes, s[r][n]);
+      for (int n = 0; n < vectors; ++n) {
+        if constexpr (D == TileDecay::rows_at_end) s[r][n] = pmul(s[r][n], pset1<Packet>(tile.decay[row + r]));
+        if constexpr (D == TileDecay::columns_at_end)
+          s[r][n] = pmul(s[r][n], ploadu<Packet>(tile.decay + column + n * lanes));
+        pstoreu(state + r * tile.state_stride + n * lanes, s[r][n]);
+      }
     }
   }
 }

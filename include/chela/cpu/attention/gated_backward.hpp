@@ -1,0 +1,220 @@
+#pragma once
+// Gradients of the members with decay or the delta rule: the walks of cpu/attention/linear_backward.hpp, kept per output head
+// in the accumulator type until the log-decay's gradient has been summed from them.
+#include "chela/cpu/attention/linear_backward.hpp"
+
+namespace chela::cpu::detail {
+
+/// to[b, t, h, :] = beta[b, t, h] * from[b, t, h, :]. `beta` may have fewer heads.
+template <class A, Executor E>
+void scale_by_beta(TensorView<const A, 4> from, TensorView<const A, 3> beta, TensorView<A, 4> to, const E& executor) {
+  const Index tokens = to.extents[1], heads = to.extents[2];
+  executor.for_each(to.extents[0] * heads, [&](Index task, int) {
+    const Index b = task / heads, h = task % heads;
+    for (Index t = 0; t < tokens; ++t) {
+      const A factor = beta(b, t, h / (heads / beta.extents[2]));
+      for (Index i = 0; i < to.extents[3]; ++i) to(b, t, h, i) = factor * from(b, t, h, i);
+    }
+  });
+}
+
+/// to += factor * from, element by element.
+template <class A, Executor E>
+void add_scaled(Tensor<A, 4>& to, A factor, const Tensor<A, 4>& from, const E& executor) {
+  const Index batch = to.extents()[0], each = batch ? to.size() / batch : 0;
+  executor.for_each(batch, [&](Index b, int) {
+    for (Index i = b * each; i < (b + 1) * each; ++i) to.data()[i] += factor * from.data()[i];
+  });
+}
+
+/// grad_beta[b, t, h] = sum over values, and over the output heads of state head h, of dU * e.
+template <class A, Executor E>
+void beta_gradient(TensorView<const A, 4> grad_u, TensorView<const A, 4> errors, TensorView<A, 3> grad_beta,
+                   const E& executor) {
+  const Index state_heads = grad_beta.extents[2], run_length = grad_u.extents[2] / state_heads;
+  executor.for_each(grad_beta.extents[0] * grad_beta.extents[1], [&](Index task, int) {
+    const Index b = task / grad_beta.extents[1], t = task % grad_beta.extents[1];
+    for (Index hs = 0; hs < state_heads; ++hs) {
+      A sum = 0;
+      for (Index h = hs * run_length; h < (hs + 1) * run_length; ++h)
+        for (Index j = 0; j < errors.extents[3]; ++j) sum += grad_u(b, t, h, j) * errors(b, t, hs, j);
+      grad_beta(b, t, hs) = sum;
+    }
+  });
+}
+
+/// Log-decay gradients into the shape of the log-decay: summed over the axes it does not have.
+template <DecayKind D, class T, class A, Executor E>
+void store_decay_gradient(const DecayGradientTerms<T>& terms, TensorView<A, log_decay_rank(D)> grad,
+                          const E& executor) {
+  if constexpr (D == DecayKind::per_key) {
+    const auto add = [&](Index b, Index t, Index h, Index i, double g) { grad(b, t, h, i) = A(g); };
+    sum_decay_gradient(terms, add, executor);
+  } else {
+    // Per token first; keys arrive in order, so each sum is ordered.
+    const auto [batch, tokens, heads, key_dim] = std::to_array(terms.log_decay.extents);
+    Tensor<double, 3> per_token(batch, tokens, heads);
+    const auto add = [&](Index b, Index t, Index h, Index, double g) { per_token(b, t, h) += g; };
+    sum_decay_gradient(terms, add, executor);
+    if constexpr (D == DecayKind::per_token) {
+      for (Index b = 0; b < batch; ++b)
+        for (Index t = 0; t < tokens; ++t)
+          for (Index h = 0; h < heads; ++h) grad(b, t, h) = A(per_token(b, t, h));
+    } else {
+      for (Index h = 0; h < heads; ++h) {
+        double sum = 0;
+        for (Index b = 0; b < batch; ++b)
+          for (Index t = 0; t < tokens; ++t) sum += per_token(b, t, h);
+        grad(h) = A(sum);
+      }
+    }
+  }
+}
+
+template <ChunkPolicy P, class T, DecayKind D, RuleKind R, Executor E>
+void gated_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& executor) {
+  using A = Accumulator<T>;
+  constexpr bool decays = D != DecayKind::none, delta = R == RuleKind::delta;
+  constexpr ReadOrder own_term_apart = ReadOrder::before_write;
+  const LinearAttentionShape s = linear_attention_shape(args.q, args.k, args.v);
+  const A scale = attention_scale(args.scale, args.span, s);
+  const Index heads = s.output_heads();
+  const auto back = [](auto x) { return reversed(x, 1); };
+  const auto walked = [&](DecaySide side, bool after_token) {
+    if constexpr (!decays) return WalkDecay<A>{};
+    const TensorView<const A, 4> g = spread_log_decay(args.log_decay, s);
+    return WalkDecay<A>{after_token ? back(g) : g, side, after_token};
+  };
+  const auto per_head = [&](Index dim) { return Tensor<A, 4>(s.batch, s.tokens, heads, dim); };
+
+  const bool wants_decay = args.grad_log_decay.present();
+  const bool wants_q = args.grad_q.present() || wants_decay, wants_k = args.grad_k.present() || wants_decay;
+  const bool wants_initial = args.grad_initial_state.present() || (wants_decay && args.initial_state.present());
+  const bool wants_u = args.grad_v.present() || args.grad_beta.present() || wants_initial || (delta && wants_k);
+  Tensor<A, 4> own_initial;  // the log-decay's gradient needs that of the initial state, wanted or not
+  TensorView<A, 4> grad_initial = args.grad_initial_state;
+  if (wants_initial && !grad_initial.present()) {
+    own_initial = Tensor<A, 4>(s.batch, s.state_heads(), s.key_dim, s.value_dim);
+    grad_initial = own_initial;
+  }
+  const EnteringGradient<A> entering(args.grad_final_state, s);
+  const TensorView<const A, 4> initial_t = transposed(args.initial_state, 2, 3);
+
+  Tensor<A, 4> errors, written;  // e and u = beta e of the delta rule
+  if constexpr (delta) {
+    errors = Tensor<A, 4>(s.batch, s.tokens, s.state_heads(), s.value_dim), written = errors;
+    delta_pass<P, decays>(DeltaPass<T, A>{.q = args.k,
+                                          .k = args.k,
+                                          .v = args.v,
+                                          .beta = args.beta,
+                                          .errors = errors,
+                                          .initial_state = args.initial_state,
+                                          .decay = walked(DecaySide::keys, false),
+                                          .heads = s.state_heads()},
+                          executor);
+    scale_by_beta<A>(errors.view(), args.beta, written.view(), executor);
+  }
+  const auto u = [&] {
+    if constexpr (delta)
+      return std::as_const(written).view();
+    else
+      return args.v;
+  }();
+  using U = std::remove_const_t<typename decltype(u)::Value>;
+
+  Tensor<A, 4> grad_u, beta_grad_u;
+  if (wants_u) {
+    grad_u = per_head(s.value_dim);
+    LeavingGradient<A> leaving(grad_initial, s);
+    if constexpr (delta) {
+      delta_adjoint_pass<P, decays>(DeltaAdjointPass<T>{.q = back(args.q),
+                                                        .k = back(args.k),
+                                                        .beta = back(args.beta),
+                                                        .grad_o = back(args.grad_o),
+                                                        .grad_u = back(grad_u.view()),
+                                                        .initial_state = entering.view(),
+                                                        .final_state = leaving.view(),
+                                                        .query_factor = scale,
+                                                        .decay = walked(DecaySide::keys, true)},
+                                    executor);
+      beta_grad_u = per_head(s.value_dim);
+      scale_by_beta<A>(std::as_const(grad_u).view(), args.beta, beta_grad_u.view(), executor);
+    } else {
+      run_pass<P, decays>(LinearPass<T, T, T, A>{.q = back(args.k),
+                                                 .k = back(args.q),
+                                                 .v = back(args.grad_o),
+                                                 .o = back(grad_u.view()),
+                                                 .initial_state = entering.view(),
+                                                 .final_state = leaving.view(),
+                                                 .key_factor = scale,
+                                                 .decay = walked(DecaySide::keys, true)},
+                          executor);
+    }
+    leaving.finish(executor);
+  }
+
+  Tensor<A, 4> grad_q, write, read;
+  if (wants_q) {
+    grad_q = per_head(s.key_dim);
+    run_pass<P, decays, own_term_apart>(LinearPass<T, U, T, A>{.q = args.grad_o,
+                                                               .k = u,
+                                                               .v = args.k,
+                                                               .o = grad_q,
+                                                               .initial_state = initial_t,
+                                                               .query_factor = scale,
+                                                               .decay = walked(DecaySide::values, false)},
+                                        executor);
+  }
+  if (wants_k) {
+    write = per_head(s.key_dim);
+    run_pass<P, decays, own_term_apart>(LinearPass<U, T, T, A>{.q = back(u),
+                                                               .k = back(args.grad_o),
+                                                               .v = back(args.q),
+                                                               .o = back(write.view()),
+                                                               .initial_state = transposed(entering.view(), 2, 3),
+                                                               .key_factor = scale,
+                                                               .decay = walked(DecaySide::values, true)},
+                                        executor);
+    if constexpr (delta) {
+      const TensorView<const A, 4> leaving_u = std::as_const(beta_grad_u).view();
+      read = per_head(s.key_dim);
+      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A>{.q = back(u),
+                                                                 .k = back(leaving_u),
+                                                                 .v = back(args.k),
+                                                                 .o = back(read.view()),
+                                                                 .decay = walked(DecaySide::values, true)},
+                                          executor);
+      add_scaled(write, A(-1), read, executor);
+      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A>{.q = leaving_u,
+                                                                 .k = u,
+                                                                 .v = args.k,
+                                                                 .o = read,
+                                                                 .initial_state = initial_t,
+                                                                 .query_factor = A(-1),
+                                                                 .decay = walked(DecaySide::values, false)},
+                                          executor);
+    }
+  }
+
+  if constexpr (decays) {
+    if (wants_decay)
+      store_decay_gradient<D>(
+          DecayGradientTerms<T>{args.q, args.k, std::as_const(grad_q).view(), std::as_const(read).view(),
+                                std::as_const(write).view(), args.initial_state, grad_initial,
+                                spread_log_decay(args.log_decay, s)},
+          args.grad_log_decay, executor);
+  }
+  if (args.grad_q.present()) {
+    add_own_term<A>(args.grad_o, u, scale, args.k, grad_q.view(), executor);
+    sum_head_runs<A>(grad_q.view(), args.grad_q, executor);
+  }
+  if (args.grad_k.present()) {
+    add_own_term<A>(args.grad_o, u, scale, args.q, write.view(), executor);
+    if constexpr (delta) add_scaled(write, A(1), read, executor);
+    sum_head_runs<A>(write.view(), args.grad_k, executor);
+  }
+  if (args.grad_beta.present()) beta_gradient<A>(grad_u.view(), errors.view(), args.grad_beta, executor);
+  if (args.grad_v.present()) sum_head_runs<A>((delta ? beta_grad_u : grad_u).view(), args.grad_v, executor);
+}
+
+}  // namespace chela::cpu::detail

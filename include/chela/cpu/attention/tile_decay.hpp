@@ -1,0 +1,102 @@
+#pragma once
+// Decay over one packed tile. With b_t the product of the decays from the tile's first token to t,
+//
+//   S_t / b_t = S_{t-1} / b_{t-1} + (k_t / b_t) v_t^T        o_t = (S_t / b_t)^T (b_t q_t)
+//
+// so scaling the packed rows of q by b and of k by 1 / b (or of o and v, for decay along value columns) turns a decayed tile
+// into a plain one, and the state takes b of the last token at the end. Nothing cancels, so this is as exact as the plain form
+// while b stays in range; a tile that loses more than `least_kept` is walked with one more multiplication per state element
+// instead, which holds for any decay, a reset to zero included.
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+
+#include "chela/cpu/tile/packing.hpp"
+
+namespace chela::cpu {
+
+/// What is decayed: rows of the state (its keys), or its columns (in backward passes, where the state is transposed).
+enum class DecaySide { none, keys, values };
+
+namespace detail {
+
+/// log(1e-12): below, k / b of inputs up to 1e4 could leave the range of float.
+inline constexpr double least_kept_log = -27.6;
+
+/// Log-decays of a tile's tokens [tokens, width]: those met on the way to each token. `before_first` rows lie outside of the
+/// sequence and keep everything.
+template <class S>
+struct TileLogDecays {
+  TensorView<const S, 2> rows;
+  Index absent = 0;
+
+  Index tokens() const { return rows.extents[0] + absent; }
+  Index width() const { return rows.extents[1]; }
+  /// One number for the whole row.
+  bool uniform() const { return rows.strides[1] == 0 || rows.extents[1] == 1; }
+  const S* row(Index t) const { return rows.data + (t - absent) * rows.strides[0]; }
+};
+
+/// Factors of a tile, in memory of its owner: `kept` and `inverse` are [tokens, width] (b and 1 / b) or, if uniform, [tokens].
+/// Returns false, and leaves nothing of use, if too little is kept for them.
+template <class S>
+bool running_decay(const TileLogDecays<S>& g, S* kept, S* inverse, Index padded) {
+  const Index tokens = g.tokens();
+  if (g.uniform()) {
+    S sum = 0;
+    for (Index t = 0; t < tokens; ++t) {
+      if (t >= g.absent) sum += g.row(t)[0];
+      if (!(sum >= S(least_kept_log))) return false;
+      kept[t] = std::exp(sum);
+      inverse[t] = S(1) / kept[t];
+    }
+    return true;
+  }
+  using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+  for (Index t = 0; t < tokens; ++t) {
+    S* to = kept + t * padded;
+    if (t < g.absent)
+      std::fill_n(to, padded, S(0));
+    else
+      pack_row(g.row(t), g.rows.strides[1], g.width(), S(1), to, padded);
+    if (t > 0) Array(to, padded) += Array(to - padded, padded);
+  }
+  const Array last(kept + (tokens - 1) * padded, padded);
+  if (!(last.minCoeff() >= S(least_kept_log)) || last.hasNaN()) return false;
+  Array all(kept, tokens * padded), reciprocal(inverse, tokens * padded);
+  all = all.exp();
+  reciprocal = all.inverse();
+  return true;
+}
+
+/// The decays themselves, [tokens, padded].
+template <class S>
+void single_decays(const TileLogDecays<S>& g, S* decay, Index padded) {
+  using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+  for (Index t = 0; t < g.tokens(); ++t) {
+    S* to = decay + t * padded;
+    if (t < g.absent)
+      std::fill_n(to, padded, S(1));
+    else if (g.uniform())
+      std::fill_n(to, padded, std::exp(g.row(t)[0]));
+    else {
+      pack_row(g.row(t), g.rows.strides[1], g.width(), S(1), to, padded);
+      Array(to, padded) = Array(to, padded).exp();
+    }
+  }
+}
+
+/// rows[t, :] *= factor[t], or *= factor[t, :].
+template <class S>
+void scale_rows(S* rows, Index tokens, Index padded, const S* factor, bool uniform) {
+  using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+  using Const = Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>>;
+  if (!uniform) {
+    Array(rows, tokens * padded) *= Const(factor, tokens * padded);
+    return;
+  }
+  for (Index t = 0; t < tokens; ++t) Array(rows + t * padded, padded) *= factor[t];
+}
+
+}  // namespace detail
+}  // namespace chela::cpu

@@ -1,0 +1,309 @@
+// The members with decay and with the delta rule, against the double recurrence.
+#include <doctest/doctest.h>
+
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "chela/cpu/attention/linear.hpp"
+#include "chela/reference/linear.hpp"
+#include "support/gradients.hpp"
+#include "support/tolerance.hpp"
+
+using namespace chela;
+using namespace chela::test;
+
+namespace {
+
+struct Shape {
+  Index batch = 1, tokens = 1, query_heads = 1, key_heads = 1, value_heads = 1, key_dim = 8, value_dim = 8;
+
+  LinearAttentionShape sizes() const {
+    return {batch, tokens, query_heads, key_heads, value_heads, key_dim, value_dim};
+  }
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  return out << "B" << s.batch << " T" << s.tokens << " Hq" << s.query_heads << " Hk" << s.key_heads << " Hv"
+             << s.value_heads << " K" << s.key_dim << " V" << s.value_dim;
+}
+
+template <DecayKind D, RuleKind R>
+struct Member {
+  static constexpr DecayKind decay = D;
+  static constexpr RuleKind rule = R;
+};
+
+/// How strong the random decays are.
+enum class Gates { mild, strong, mixed_with_resets };
+
+template <class T, DecayKind D, RuleKind R>
+struct Problem {
+  using A = Accumulator<T>;
+  using Args = LinearAttentionArgs<T, D, R>;
+  static constexpr bool delta = R == RuleKind::delta, decays = D != DecayKind::none;
+  Shape shape;
+  LinearAttentionShape s;
+  Tensor<T, 4> q, k, v, grad_o;
+  Tensor<A, 4> initial_state, grad_final_state;
+  Tensor<A, log_decay_rank(D)> log_decay;
+  Tensor<A, 3> beta;
+
+  explicit Problem(Shape sh, Gates gates = Gates::mild)
+      : shape(sh),
+        s(sh.sizes()),
+        q(random_tensor<T>(1, s.batch, s.tokens, s.query_heads, s.key_dim)),
+        k(random_tensor<T>(2, s.batch, s.tokens, s.key_heads, s.key_dim)),
+        v(random_tensor<T>(3, s.batch, s.tokens, s.value_heads, s.value_dim)),
+        grad_o(random_tensor<T>(4, s.batch, s.tokens, s.output_heads(), s.value_dim)),
+        initial_state(random_tensor<A>(5, s.batch, s.state_heads(), s.key_dim, s.value_dim)),
+        grad_final_state(random_tensor<A>(6, s.batch, s.state_heads(), s.key_dim, s.value_dim)) {
+    if constexpr (D == DecayKind::per_head) log_decay = Tensor<A, 1>(s.state_heads());
+    if constexpr (D == DecayKind::per_token) log_decay = Tensor<A, 3>(s.batch, s.tokens, s.state_heads());
+    if constexpr (D == DecayKind::per_key) log_decay = Tensor<A, 4>(s.batch, s.tokens, s.state_heads(), s.key_dim);
+    std::mt19937 random(7);
+    for (A& g : log_decay) {
+      const double u = std::uniform_real_distribution<double>(0, 1)(random);
+      g = A(gates == Gates::mild     ? -0.3 * u
+            : gates == Gates::strong ? -20 * u
+            : u < 0.3                ? 0
+            : u < 0.6                ? -50 * u
+                                     : -0.1);
+      if (gates == Gates::mixed_with_resets && u > 0.9) g = -std::numeric_limits<A>::infinity();
+    }
+    if (delta) {
+      beta = random_tensor<A>(8, s.batch, s.tokens, s.state_heads());
+      for (A& b : beta)
+        b = A(0.9) * std::abs(b);          // at 1 a token forgets its key's direction, and little but rounding is left
+      for (Index b = 0; b < s.batch; ++b)  // keys of unit length
+        for (Index t = 0; t < s.tokens; ++t)
+          for (Index h = 0; h < s.key_heads; ++h) {
+            double norm = 1e-6;
+            for (Index i = 0; i < s.key_dim; ++i) norm += double(k(b, t, h, i)) * double(k(b, t, h, i));
+            for (Index i = 0; i < s.key_dim; ++i) k(b, t, h, i) = T(float(double(k(b, t, h, i)) / std::sqrt(norm)));
+          }
+    }
+  }
+
+  Tensor<T, 4> output() const { return nan_tensor<T>(s.batch, s.tokens, s.output_heads(), s.value_dim); }
+  Tensor<A, 4> state() const { return nan_tensor<A>(s.batch, s.state_heads(), s.key_dim, s.value_dim); }
+  Args args(Tensor<T, 4>& o, Tensor<A, 4>& final_state) const {
+    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state};
+    if (decays) a.log_decay = log_decay;
+    if (delta) a.beta = beta;
+    return a;
+  }
+};
+
+/// The same problem in double for the reference.
+struct DoubleProblem {
+  Tensor<double, 4> q, k, v, grad_o, initial_state, grad_final_state, log_decay;
+  Tensor<double, 3> beta;
+  reference::LinearAttentionProblem problem;
+
+  template <class T, DecayKind D, RuleKind R>
+  explicit DoubleProblem(const Problem<T, D, R>& p)
+      : q(converted<double>(p.q.view())),
+        k(converted<double>(p.k.view())),
+        v(converted<double>(p.v.view())),
+        grad_o(converted<double>(p.grad_o.view())),
+        initial_state(converted<double>(p.initial_state.view())),
+        grad_final_state(converted<double>(p.grad_final_state.view())) {
+    problem = {q, k, v, initial_state, 1 / std::sqrt(double(p.s.key_dim))};
+    if constexpr (D != DecayKind::none) {
+      log_decay = converted<double>(spread_log_decay(p.log_decay.view(), p.s));
+      problem.log_decay = log_decay;
+    }
+    if constexpr (R == RuleKind::delta) {
+      beta = converted<double>(p.beta.view());
+      problem.beta = beta;
+    }
+  }
+};
+
+const Shape shapes[] = {
+    {.tokens = 0},
+    {.tokens = 1},
+    {.tokens = 15, .key_dim = 16, .value_dim = 32},
+    {.tokens = 17, .key_dim = 5, .value_dim = 3},
+    {.batch = 2, .tokens = 31, .query_heads = 3, .key_heads = 3, .value_heads = 3, .key_dim = 9, .value_dim = 33},
+    {.tokens = 32, .key_dim = 1, .value_dim = 1},
+    {.tokens = 33, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 8, .value_dim = 40},
+    {.tokens = 20, .query_heads = 2, .key_heads = 2, .value_heads = 6, .key_dim = 7, .value_dim = 10},
+    {.batch = 2, .tokens = 100, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 32, .value_dim = 24},
+};
+
+template <int Rank>
+double squared_norm(const Tensor<double, Rank>& x) {
+  return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+}
+
+/// Terms of an output or a gradient, and of a log-decay's gradient, which sums over the whole state.
+Index terms(const Shape& s) { return s.key_dim * (s.tokens + 1); }
+Index decay_terms(const Shape& s) { return s.key_dim * s.value_dim * (s.tokens + 1); }
+
+template <class T, DecayKind D, RuleKind R, ChunkPolicy P = ChunkPolicy{}>
+void check_forward(const Shape& shape, Gates gates) {
+  CAPTURE(shape);
+  CAPTURE(int(gates));
+  const Problem<T, D, R> p(shape, gates);
+  const DoubleProblem d(p);
+  Tensor<T, 4> o = p.output();
+  auto final_state = p.state();
+  REQUIRE(cpu::linear_attention<P>(p.args(o, final_state), SerialExecutor{}).ok());
+  auto want = converted<double>(o.view()), want_state = converted<double>(final_state.view());
+  reference::linear_attention(d.problem, want, want_state);
+  CHECK(relative_error(o, want) < tolerance<T>(terms(shape)));
+  CHECK(relative_error(final_state, want_state) < tolerance<typename Problem<T, D, R>::A>(terms(shape)));
+}
+
+template <class T, DecayKind D, RuleKind R>
+void check_backward(const Shape& shape, Gates gates) {
+  using A = Accumulator<T>;
+  CAPTURE(shape);
+  CAPTURE(int(gates));
+  const Problem<T, D, R> p(shape, gates);
+  const DoubleProblem d(p);
+  const LinearAttentionShape& s = p.s;
+  auto q = nan_tensor<T>(s.batch, s.tokens, s.query_heads, s.key_dim);
+  auto k = nan_tensor<T>(s.batch, s.tokens, s.key_heads, s.key_dim);
+  auto v = nan_tensor<T>(s.batch, s.tokens, s.value_heads, s.value_dim);
+  auto beta = nan_tensor<A>(s.batch, s.tokens, s.state_heads());
+  auto log_decay = p.log_decay;
+  auto state = p.state();
+  LinearAttentionBackwardArgs<T, D, R> args{.q = p.q,
+                                            .k = p.k,
+                                            .v = p.v,
+                                            .grad_o = p.grad_o,
+                                            .grad_q = q,
+                                            .grad_k = k,
+                                            .grad_v = v,
+                                            .initial_state = p.initial_state,
+                                            .grad_final_state = p.grad_final_state,
+                                            .grad_initial_state = state};
+  if (p.decays) args.log_decay = p.log_decay, args.grad_log_decay = log_decay;
+  if (p.delta) args.beta = p.beta, args.grad_beta = beta;
+  REQUIRE(cpu::linear_attention_backward(args, SerialExecutor{}).ok());
+
+  Tensor<double, 4> want_q(d.q.extents()), want_k(d.k.extents()), want_v(d.v.extents()),
+      want_state(d.initial_state.extents());
+  Tensor<double, 4> want_decay(d.log_decay.extents());
+  Tensor<double, 3> want_beta(d.beta.extents());
+  reference::LinearAttentionGradients want{want_q, want_k, want_v, want_state};
+  if (p.decays) want.log_decay = want_decay;
+  if (p.delta) want.beta = want_beta;
+  reference::linear_attention_backward(d.problem, d.grad_o, d.grad_final_state, want);
+  const double allowed = tolerance<T>(terms(shape));
+  CHECK(relative_error(q, want_q) < allowed);
+  CHECK(relative_error(k, want_k) < allowed);
+  CHECK(relative_error(v, want_v) < allowed);
+  CHECK(relative_error(state, want_state) < tolerance<A>(terms(shape)));
+  if (p.delta) CHECK(relative_error(beta, want_beta) < tolerance<A>(terms(shape)));
+  if constexpr (D == DecayKind::per_key) {
+    CHECK(relative_error(log_decay, want_decay) < tolerance<A>(decay_terms(shape)));
+  } else if constexpr (D != DecayKind::none) {
+    Tensor<double, log_decay_rank(D)> sum(log_decay.extents());
+    double summed = 0;  // a sum is as exact as its terms, not as what is left of them
+    for_each_index(want_decay.view(), [&](Index b, Index t, Index h, Index i) {
+      summed += std::abs(want_decay(b, t, h, i));
+      if constexpr (D == DecayKind::per_head)
+        sum(h) += want_decay(b, t, h, i);
+      else
+        sum(b, t, h) += want_decay(b, t, h, i);
+    });
+    for (std::size_t i = 0; i < std::size_t(sum.size()); ++i) sum.data()[i] -= double(log_decay.data()[i]);
+    CHECK(std::sqrt(squared_norm(sum)) <= tolerance<A>(decay_terms(shape)) * summed);
+  }
+}
+
+template <class T, DecayKind D, RuleKind R>
+void check_member() {
+  for (Shape shape : shapes) {
+    // A single key of unit length is the whole key space: the delta rule then forgets by 1 - beta at each token, and what is
+    // left of early tokens is too ill-conditioned to compare.
+    if (R == RuleKind::delta && shape.key_dim == 1) shape.key_dim = 2;
+    for (Gates gates : {Gates::mild, Gates::strong, Gates::mixed_with_resets}) {
+      check_forward<T, D, R>(shape, gates);
+      check_backward<T, D, R>(shape, gates);
+      if (D == DecayKind::none) break;
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("additive, decay per head") { check_member<float, DecayKind::per_head, RuleKind::additive>(); }
+TEST_CASE("additive, decay per token") { check_member<float, DecayKind::per_token, RuleKind::additive>(); }
+TEST_CASE("additive, decay per key") { check_member<float, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("delta, no decay") { check_member<float, DecayKind::none, RuleKind::delta>(); }
+TEST_CASE("delta, decay per head") { check_member<float, DecayKind::per_head, RuleKind::delta>(); }
+TEST_CASE("delta, decay per token") { check_member<float, DecayKind::per_token, RuleKind::delta>(); }
+TEST_CASE("delta, decay per key") { check_member<float, DecayKind::per_key, RuleKind::delta>(); }
+
+TEST_CASE("double") { check_member<double, DecayKind::per_key, RuleKind::delta>(); }
+TEST_CASE("bfloat16") { check_member<Eigen::bfloat16, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("half") { check_member<Eigen::half, DecayKind::per_token, RuleKind::delta>(); }
+
+TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
+                   Member<DecayKind::per_head, RuleKind::additive>, Member<DecayKind::per_key, RuleKind::additive>,
+                   Member<DecayKind::none, RuleKind::delta>, Member<DecayKind::per_token, RuleKind::delta>,
+                   Member<DecayKind::per_key, RuleKind::delta>) {
+  for (const Shape& shape :
+       {Shape{.batch = 2,
+       .tokens = 7,
+       .query_heads = 2,
+       .key_heads = 2,
+       .value_heads = 2,
+       .key_dim = 16,
+       .value_dim = 64},
+        Shape{.tokens = 7, .query_heads = 6, .key_heads = 1, .value_heads = 3, .key_dim = 5, .value_dim = 9}}) {
+    CAPTURE(shape);
+    const Problem<float, M::decay, M::rule> p(shape, Gates::mixed_with_resets);
+    auto pass = p.output(), steps = p.output();
+    auto pass_state = p.state(), state = p.initial_state;
+    REQUIRE(cpu::linear_attention(p.args(pass, pass_state), SerialExecutor{}).ok());
+    for (Index t = 0; t < shape.tokens; ++t) {
+      const auto token = [&](auto x) { return slice_axis<1>(x, t); };
+      LinearAttentionStepArgs<float, M::decay, M::rule> step{.q = token(p.q.view()),
+                                                             .k = token(p.k.view()),
+                                                             .v = token(p.v.view()),
+                                                             .o = token(steps.view()),
+                                                             .state = state};
+      if constexpr (M::decay == DecayKind::per_head) step.log_decay = p.log_decay;
+      if constexpr (M::decay == DecayKind::per_token || M::decay == DecayKind::per_key)
+        step.log_decay = token(p.log_decay.view());
+      if constexpr (M::rule == RuleKind::delta) step.beta = token(p.beta.view());
+      REQUIRE(cpu::linear_attention_step(step, SerialExecutor{}).ok());
+    }
+    CHECK(relative_error(steps, pass) < tolerance<float>(terms(shape)));
+    CHECK(relative_error(state, pass_state) < tolerance<float>(terms(shape)));
+  }
+}
+
+TEST_CASE("the reference's gradients agree with central differences") {
+  const auto check_reference = [](auto member) {
+    using M = decltype(member);
+    const Shape shape{
+        .batch = 2, .tokens = 5, .query_heads = 4, .key_heads = 1, .value_heads = 2, .key_dim = 3, .value_dim = 2};
+    Problem<double, M::decay, M::rule> p(shape);
+    DoubleProblem d(p);
+    auto o = p.output(), final_state = p.state();
+    const auto loss = [&] {
+      reference::linear_attention(d.problem, o, final_state);
+      return weighted_sum<4>(o, d.grad_o) + weighted_sum<4>(final_state, d.grad_final_state);
+    };
+    Tensor<double, 4> q(d.q.extents()), k(d.k.extents()), v(d.v.extents()), state(d.initial_state.extents()),
+        log_decay(d.log_decay.extents());
+    Tensor<double, 3> beta(d.beta.extents());
+    reference::linear_attention_backward(d.problem, d.grad_o, d.grad_final_state, {q, k, v, state, log_decay, beta});
+    CHECK(gradient_error<4>(loss, d.q, q) < gradient_tolerance);
+    CHECK(gradient_error<4>(loss, d.k, k) < gradient_tolerance);
+    CHECK(gradient_error<4>(loss, d.v, v) < gradient_tolerance);
+    CHECK(gradient_error<4>(loss, d.initial_state, state) < gradient_tolerance);
+    if (p.decays) CHECK(gradient_error<4>(loss, d.log_decay, log_decay) < gradient_tolerance);
+    if (p.delta) CHECK(gradient_error<3>(loss, d.beta, beta) < gradient_tolerance);
+  };
+  check_reference(Member<DecayKind::per_key, RuleKind::additive>{});
+  check_reference(Member<DecayKind::none, RuleKind::delta>{});
+  check_reference(Member<DecayKind::per_key, RuleKind::delta>{});
+}
