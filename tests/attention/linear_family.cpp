@@ -37,10 +37,11 @@ double squared_norm(const Tensor<double, Rank>& x) {
 Index decay_terms(const Shape& s) { return s.key_dim * s.value_dim * (s.tokens + 1); }
 
 template <class T, DecayKind D, RuleKind R, ChunkPolicy P = ChunkPolicy{}>
-void check_forward(const Shape& shape, Gates gates) {
+void check_forward(const Shape& shape, Gates gates, Span span) {
   CAPTURE(shape);
   CAPTURE(int(gates));
-  const Problem<T, D, R> p(shape, gates);
+  Problem<T, D, R> p(shape, gates);
+  p.span = span;
   const DoubleProblem d(p);
   Tensor<T, 4> o = p.output();
   auto final_state = p.state();
@@ -52,11 +53,12 @@ void check_forward(const Shape& shape, Gates gates) {
 }
 
 template <class T, DecayKind D, RuleKind R>
-void check_backward(const Shape& shape, Gates gates) {
+void check_backward(const Shape& shape, Gates gates, Span span) {
   using A = Accumulator<T>;
   CAPTURE(shape);
   CAPTURE(int(gates));
-  const Problem<T, D, R> p(shape, gates);
+  Problem<T, D, R> p(shape, gates);
+  p.span = span;
   const DoubleProblem d(p);
   const LinearAttentionShape& s = p.s;
   auto q = nan_tensor<T>(s.batch, s.tokens, s.query_heads, s.key_dim);
@@ -74,7 +76,8 @@ void check_backward(const Shape& shape, Gates gates) {
                                             .grad_v = v,
                                             .initial_state = p.initial_state,
                                             .grad_final_state = p.grad_final_state,
-                                            .grad_initial_state = state};
+                                            .grad_initial_state = state,
+                                            .span = span};
   if (p.decays) args.log_decay = p.log_decay, args.grad_log_decay = log_decay;
   if (p.delta) args.beta = p.beta, args.grad_beta = beta;
   REQUIRE(cpu::linear_attention_backward(args, SerialExecutor{}).ok());
@@ -111,14 +114,14 @@ void check_backward(const Shape& shape, Gates gates) {
 }
 
 template <class T, DecayKind D, RuleKind R>
-void check_member() {
+void check_member(Span span = Span::causal) {
   for (Shape shape : shapes) {
     // A single key of unit length is the whole key space: the delta rule then forgets by 1 - beta at each token, and what is
     // left of early tokens is too ill-conditioned to compare.
     if (R == RuleKind::delta && shape.key_dim == 1) shape.key_dim = 2;
     for (Gates gates : {Gates::mild, Gates::strong, Gates::mixed_with_resets}) {
-      check_forward<T, D, R>(shape, gates);
-      check_backward<T, D, R>(shape, gates);
+      check_forward<T, D, R>(shape, gates, span);
+      check_backward<T, D, R>(shape, gates, span);
       if (D == DecayKind::none) break;
     }
   }
@@ -126,16 +129,28 @@ void check_member() {
 
 }  // namespace
 
-TEST_CASE("additive, decay per head") { check_member<float, DecayKind::per_head, RuleKind::additive>(); }
-TEST_CASE("additive, decay per token") { check_member<float, DecayKind::per_token, RuleKind::additive>(); }
-TEST_CASE("additive, decay per key") { check_member<float, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("additive, decay per head") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_head, RuleKind::additive>(span);
+}
+TEST_CASE("additive, decay per token") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_token, RuleKind::additive>(span);
+}
+TEST_CASE("additive, decay per key") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_key, RuleKind::additive>(span);
+}
 TEST_CASE("delta, no decay") { check_member<float, DecayKind::none, RuleKind::delta>(); }
 TEST_CASE("delta, decay per head") { check_member<float, DecayKind::per_head, RuleKind::delta>(); }
 TEST_CASE("delta, decay per token") { check_member<float, DecayKind::per_token, RuleKind::delta>(); }
 TEST_CASE("delta, decay per key") { check_member<float, DecayKind::per_key, RuleKind::delta>(); }
 
 TEST_CASE("double") { check_member<double, DecayKind::per_key, RuleKind::delta>(); }
-TEST_CASE("bfloat16") { check_member<Eigen::bfloat16, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("bfloat16") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<Eigen::bfloat16, DecayKind::per_key, RuleKind::additive>(span);
+}
 TEST_CASE("half") { check_member<Eigen::half, DecayKind::per_token, RuleKind::delta>(); }
 
 TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
@@ -175,11 +190,12 @@ TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
 }
 
 TEST_CASE("the reference's gradients agree with central differences") {
-  const auto check_reference = [](auto member) {
+  const auto check_reference = [](auto member, Span span) {
     using M = decltype(member);
     const Shape shape{
         .batch = 2, .tokens = 5, .query_heads = 4, .key_heads = 1, .value_heads = 2, .key_dim = 3, .value_dim = 2};
     Problem<double, M::decay, M::rule> p(shape);
+    p.span = span;
     DoubleProblem d(p);
     auto o = p.output(), final_state = p.state();
     const auto loss = [&] {
@@ -197,7 +213,8 @@ TEST_CASE("the reference's gradients agree with central differences") {
     if (p.decays) CHECK(gradient_error<4>(loss, d.log_decay, log_decay) < gradient_tolerance);
     if (p.delta) CHECK(gradient_error<3>(loss, d.beta, beta) < gradient_tolerance);
   };
-  check_reference(Member<DecayKind::per_key, RuleKind::additive>{});
-  check_reference(Member<DecayKind::none, RuleKind::delta>{});
-  check_reference(Member<DecayKind::per_key, RuleKind::delta>{});
+  check_reference(Member<DecayKind::per_key, RuleKind::additive>{}, Span::causal);
+  check_reference(Member<DecayKind::per_key, RuleKind::additive>{}, Span::bidirectional);
+  check_reference(Member<DecayKind::none, RuleKind::delta>{}, Span::causal);
+  check_reference(Member<DecayKind::per_key, RuleKind::delta>{}, Span::causal);
 }

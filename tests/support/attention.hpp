@@ -40,6 +40,7 @@ struct Problem {
   static constexpr bool delta = R == RuleKind::delta, decays = D != DecayKind::none;
   Shape shape;
   LinearAttentionShape s;
+  Span span = Span::causal;
   Tensor<T, 4> q, k, v, grad_o;
   Tensor<A, 4> initial_state, grad_final_state;
   Tensor<A, log_decay_rank(D)> log_decay;
@@ -84,7 +85,7 @@ struct Problem {
   Tensor<T, 4> output() const { return nan_tensor<T>(s.batch, s.tokens, s.output_heads(), s.value_dim); }
   Tensor<A, 4> state() const { return nan_tensor<A>(s.batch, s.state_heads(), s.key_dim, s.value_dim); }
   Args args(Tensor<T, 4>& o, Tensor<A, 4>& final_state) const {
-    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state};
+    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state, .span = span};
     if (decays) a.log_decay = log_decay;
     if (delta) a.beta = beta;
     return a;
@@ -105,7 +106,7 @@ struct DoubleProblem {
         grad_o(converted<double>(p.grad_o.view())),
         initial_state(converted<double>(p.initial_state.view())),
         grad_final_state(converted<double>(p.grad_final_state.view())) {
-    problem = {q, k, v, initial_state, 1 / std::sqrt(double(p.s.key_dim))};
+    problem = {q, k, v, initial_state, 1 / std::sqrt(double(p.s.key_dim)), p.span == Span::bidirectional};
     if constexpr (D != DecayKind::none) {
       log_decay = converted<double>(spread_log_decay(p.log_decay.view(), p.s));
       problem.log_decay = log_decay;
