@@ -39,10 +39,14 @@ concept AttentionForm = std::derived_from<F, LinearAttentionForm>;
 template <Element T, AttentionForm F>
 using StateOf = typename F::template StateElement<T>;
 
-/// States [..., rows, columns] as [..., key_dim, value_dim], or the other way round.
+/// States of either layout, seen as [..., key_dim, value_dim]; the same exchange leads back.
+template <class S, int Rank>
+constexpr TensorView<S, Rank> key_major(TensorView<S, Rank> states, StateLayout layout) {
+  return layout == StateLayout::key_major ? states : transposed(states, Rank - 2, Rank - 1);
+}
 template <AttentionForm F, class S, int Rank>
 constexpr TensorView<S, Rank> key_major(TensorView<S, Rank> states) {
-  return F::state_layout == StateLayout::key_major ? states : transposed(states, Rank - 2, Rank - 1);
+  return key_major(states, F::state_layout);
 }
 
 }  // namespace chela
