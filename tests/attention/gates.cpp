@@ -226,8 +226,9 @@ TEST_CASE_TEMPLATE("decay gates match the reference, forward and backward", P, P
     REQUIRE(cpu::decay_gate_backward(p.backward_args(), SerialExecutor{}).ok());
     for_each_index(p.logits.view(), [&](auto... i) {
       const float x = p.logits(i...);
-      CHECK(p.log_decay(i...) == ScalarGate::log_decay(x, 1.f));
-      CHECK(p.grad_logits(i...) == p.grad_log_decay(i...) * ScalarGate::derivatives(x, 1.f).by_logit);
+      CHECK(p.log_decay(i...) == doctest::Approx(ScalarGate::log_decay(x, 1.f)).epsilon(1e-6));
+      const float want = p.grad_log_decay(i...) * ScalarGate::derivatives(x, 1.f).by_logit;
+      CHECK(p.grad_logits(i...) == doctest::Approx(want).epsilon(1e-6));
     });
   }
 }
@@ -275,6 +276,7 @@ TEST_CASE_TEMPLATE("no logit and no rate gives NaN or growth", G, LogSigmoidGate
         CHECK(one <= 0);
         CHECK(!std::isnan(G::derivatives(A(extremes[i]), rate).by_logit));
         CHECK(!std::isnan(G::derivatives(A(extremes[i]), rate).by_log_rate));
+        if (std::fpclassify(std::exp(-std::abs(A(extremes[i])))) == FP_SUBNORMAL) continue;  // zero to a register
         if (std::isinf(one))
           CHECK(log_decay(0, i, 0) == one);
         else

@@ -98,12 +98,6 @@ struct GateParameters {
   }
 };
 
-/// out[i] = f(in[i]...) over a row padded to whole registers; out may be any of the inputs.
-template <class V, class A, class F, class... In>
-void map_padded(Index padded, F&& f, A* out, const In*... in) {
-  for (Index i = 0; i < padded; i += width_of<V, A>) store(out + i, f(load<V>(in + i)...));
-}
-
 /// What a decay gate or a beta gate runs on: registers if it takes them, else single numbers.
 template <class G, class A>
 struct RunsOn {
@@ -114,6 +108,46 @@ requires(
     requires(Widest<A> x) { G::log_decay(x, x); } || requires(Widest<A> x) { G::beta(x); }) struct RunsOn<G, A> {
   using type = Widest<A>;
 };
+
+// The passes over one padded row. Each is compiled once, not once per executor that it is inlined into: compilers fuse
+// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the tasks.
+
+/// z = G(z + bias, rate).
+template <class G, class A>
+[[gnu::noinline]] void gate_row(Index padded, const A* rate, const A* bias, A* z) {
+  using V = typename RunsOn<G, A>::type;
+  for (Index i = 0; i < padded; i += width_of<V, A>)
+    store(z + i, G::log_decay(load<V>(z + i) + load<V>(bias + i), load<V>(rate + i)));
+}
+
+/// x = grad * dG/dlogit, which is added to `bias_sum`, and grad * dG/dlog_rate to `rate_sum`, if these are wanted.
+template <class G, class A>
+[[gnu::noinline]] void gate_row_backward(Index padded, const A* rate, const A* bias, const A* grad, A* x, A* rate_sum,
+                                         A* bias_sum) {
+  using V = typename RunsOn<G, A>::type;
+  for (Index i = 0; i < padded; i += width_of<V, A>) {
+    const V z = load<V>(x + i) + load<V>(bias + i), g = load<V>(grad + i);
+    const GateDerivatives<V> d = G::derivatives(z, load<V>(rate + i));
+    const V by_logit = chela::detail::product(g, d.by_logit);
+    store(x + i, by_logit);
+    if (bias_sum) store(bias_sum + i, load<V>(bias_sum + i) + by_logit);
+    if (rate_sum) store(rate_sum + i, load<V>(rate_sum + i) + chela::detail::product(g, d.by_log_rate));
+  }
+}
+
+/// x = G(x).
+template <class G, class A>
+[[gnu::noinline]] void beta_row(Index padded, A* x) {
+  using V = typename RunsOn<G, A>::type;
+  for (Index i = 0; i < padded; i += width_of<V, A>) store(x + i, G::beta(load<V>(x + i)));
+}
+
+/// x = grad * dG/dx.
+template <class G, class A>
+[[gnu::noinline]] void beta_row_backward(Index padded, const A* grad, A* x) {
+  using V = typename RunsOn<G, A>::type;
+  for (Index i = 0; i < padded; i += width_of<V, A>) store(x + i, load<V>(grad + i) * G::derivative(load<V>(x + i)));
+}
 
 /// Sums over tasks of their partial rows, [task, padded] to [padded], in the order of the tasks.
 template <class A>
@@ -130,7 +164,6 @@ template <Element T, DecayGate G, int Rank, Executor E>
 Status decay_gate(const DecayGateArgs<T, G, Rank>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  using V = typename detail::RunsOn<G, A>::type;
   const auto logits = detail::with_key_axis(args.logits);
   const detail::TokenRows in(logits), out(detail::with_key_axis(args.log_decay));
   const Index padded = detail::padded_width(in.width());
@@ -139,44 +172,34 @@ Status decay_gate(const DecayGateArgs<T, G, Rank>& args, const E& executor) {
   detail::for_each_token_row(in.count(), in.width(), executor, [&](Index row, int worker, Index) {
     A* z = &scratch(worker, 0);
     in.read(row, z, padded);
-    detail::map_padded<V>(
-        padded, [](V x, V rate, V bias) { return G::log_decay(x + bias, rate); }, z, z, p.rate.data(), p.bias.data());
+    detail::gate_row<G>(padded, p.rate.data(), p.bias.data(), z);
     out.write(row, z);
   });
   return {};
 }
 
-/// Gradients of the same pass. Scratch: three rows per worker, and two rows of partial sums for each of at most 256 tasks.
+/// Gradients of the same pass. Scratch: two rows per worker, and two rows of partial sums for each of at most 256 tasks.
 template <Element T, DecayGate G, int Rank, Executor E>
 Status decay_gate_backward(const DecayGateBackwardArgs<T, G, Rank>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  using V = typename detail::RunsOn<G, A>::type;
   const auto logits = detail::with_key_axis(args.logits);
   const Index heads = logits.extents[2], keys = logits.extents[3];
   const detail::TokenRows in(logits), grad(detail::with_key_axis(args.grad_log_decay)),
       out(detail::with_key_axis(args.grad_logits));
   const Index rows = in.count(), padded = detail::padded_width(in.width());
   const detail::GateParameters<A> p(args.log_rate, args.bias, heads, keys);
-  const bool sums = args.grad_log_rate.present() || args.grad_bias.present();
-  const Index tasks = sums ? ceil_div(rows, detail::rows_per_task(rows, in.width())) : 0;
-  Tensor<A, 2> scratch(executor.workers(), 3 * padded), rate_sums(tasks, padded), bias_sums(tasks, padded);
+  const Index tasks = ceil_div(rows, detail::rows_per_task(rows, in.width()));
+  Tensor<A, 2> scratch(executor.workers(), 2 * padded), rate_sums(args.grad_log_rate.present() ? tasks : 0, padded),
+      bias_sums(args.grad_bias.present() ? tasks : 0, padded);
   detail::for_each_token_row(rows, in.width(), executor, [&](Index row, int worker, Index task) {
-    A *x = &scratch(worker, 0), *grad_g = x + padded, *by_rate = grad_g + padded;
+    A *x = &scratch(worker, 0), *grad_g = x + padded;
     in.read(row, x, padded);
     grad.read(row, grad_g, padded);
-    for (Index i = 0; i < padded; i += detail::width_of<V, A>) {
-      const V z = detail::load<V>(x + i) + detail::load<V>(p.bias.data() + i), g = detail::load<V>(grad_g + i);
-      const GateDerivatives<V> d = G::derivatives(z, detail::load<V>(p.rate.data() + i));
-      detail::store(x + i, chela::detail::product(g, d.by_logit));
-      detail::store(by_rate + i, chela::detail::product(g, d.by_log_rate));
-    }
+    detail::gate_row_backward<G>(padded, p.rate.data(), p.bias.data(), grad_g, x,
+                                 args.grad_log_rate.present() ? &rate_sums(task, 0) : nullptr,
+                                 args.grad_bias.present() ? &bias_sums(task, 0) : nullptr);
     if (args.grad_logits.present()) out.write(row, x);
-    if (!sums) return;
-    const auto add = [](V sum, V term) { return sum + term; };
-    A *rate_sum = &rate_sums(task, 0), *bias_sum = &bias_sums(task, 0);
-    detail::map_padded<V>(padded, add, rate_sum, rate_sum, by_rate);
-    detail::map_padded<V>(padded, add, bias_sum, bias_sum, x);
   });
 
   Tensor<A, 1> sum(padded);
@@ -205,15 +228,13 @@ template <Element T, BetaGate G, Executor E>
 Status beta_gate(const BetaGateArgs<T, G>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  using V = typename detail::RunsOn<G, A>::type;
   const detail::TokenRows in(detail::with_key_axis(args.logits)), out(detail::with_key_axis(args.beta));
   const Index padded = detail::padded_width(in.width());
   Tensor<A, 2> scratch(executor.workers(), padded);
   detail::for_each_token_row(in.count(), in.width(), executor, [&](Index row, int worker, Index) {
     A* x = &scratch(worker, 0);
     in.read(row, x, padded);
-    detail::map_padded<V>(
-        padded, [](V logit) { return G::beta(logit); }, x, x);
+    detail::beta_row<G>(padded, x);
     out.write(row, x);
   });
   return {};
@@ -224,7 +245,6 @@ template <Element T, BetaGate G, Executor E>
 Status beta_gate_backward(const BetaGateBackwardArgs<T, G>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  using V = typename detail::RunsOn<G, A>::type;
   const detail::TokenRows in(detail::with_key_axis(args.logits)), grad(detail::with_key_axis(args.grad_beta)),
       out(detail::with_key_axis(args.grad_logits));
   const Index padded = detail::padded_width(in.width());
@@ -233,8 +253,7 @@ Status beta_gate_backward(const BetaGateBackwardArgs<T, G>& args, const E& execu
     A *x = &scratch(worker, 0), *grad_beta = x + padded;
     in.read(row, x, padded);
     grad.read(row, grad_beta, padded);
-    detail::map_padded<V>(
-        padded, [](V logit, V g) { return g * G::derivative(logit); }, x, x, grad_beta);
+    detail::beta_row_backward<G>(padded, grad_beta, x);
     out.write(row, x);
   });
   return {};

@@ -30,6 +30,26 @@ A length_of(const PackedRow<A>& x, A epsilon) {
   return largest * std::sqrt((x / largest).square().sum() + epsilon / largest / largest);
 }
 
+// The passes over one row. Each is compiled once, not once per executor that it is inlined into: compilers fuse
+// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the tasks.
+
+/// x = x / |x|.
+template <class A>
+[[gnu::noinline]] void to_unit_length(A* data, Index padded, A epsilon) {
+  PackedRow<A> x(data, padded);
+  x /= length_of<A>(x, epsilon);
+}
+
+/// grad = (grad - y (y . grad)) / |x|; x becomes y.
+template <class A>
+[[gnu::noinline]] void to_unit_length_backward(A* data, A* grad_data, Index padded, A epsilon) {
+  PackedRow<A> y(data, padded), grad(grad_data, padded);
+  const A length = length_of<A>(y, epsilon);
+  y /= length;
+  const A along = (y * grad).sum();
+  grad = (grad - along * y) / length;
+}
+
 /// Calls f(row's index on each axis but the last, worker) for every row.
 template <Executor E, class F>
 void for_each_unit_row(const Index (&extents)[4], const E& executor, F&& f) {
@@ -51,10 +71,10 @@ Status l2_norm(const L2NormArgs<T>& args, const E& executor) {
   const Index dim = args.x.extents[3], padded = round_up(dim, 16);
   Tensor<A, 2> scratch(executor.workers(), padded);
   detail::for_each_unit_row(args.x.extents, executor, [&](Index b, Index t, Index h, int worker) {
-    detail::PackedRow<A> x(&scratch(worker, 0), padded);
-    detail::pack_row(&args.x(b, t, h, 0), args.x.strides[3], dim, A(1), x.data(), padded);
-    x /= detail::length_of<A>(x, A(args.epsilon));
-    detail::unpack_row(x.data(), dim, &args.y(b, t, h, 0), args.y.strides[3]);
+    A* x = &scratch(worker, 0);
+    detail::pack_row(&args.x(b, t, h, 0), args.x.strides[3], dim, A(1), x, padded);
+    detail::to_unit_length(x, padded, A(args.epsilon));
+    detail::unpack_row(x, dim, &args.y(b, t, h, 0), args.y.strides[3]);
   });
   return {};
 }
@@ -67,14 +87,11 @@ Status l2_norm_backward(const L2NormBackwardArgs<T>& args, const E& executor) {
   const Index dim = args.x.extents[3], padded = round_up(dim, 16);
   Tensor<A, 2> scratch(executor.workers(), 2 * padded);
   detail::for_each_unit_row(args.x.extents, executor, [&](Index b, Index t, Index h, int worker) {
-    detail::PackedRow<A> y(&scratch(worker, 0), padded), grad(&scratch(worker, padded), padded);
-    detail::pack_row(&args.x(b, t, h, 0), args.x.strides[3], dim, A(1), y.data(), padded);
-    detail::pack_row(&args.grad_y(b, t, h, 0), args.grad_y.strides[3], dim, A(1), grad.data(), padded);
-    const A length = detail::length_of<A>(y, A(args.epsilon));
-    y /= length;
-    const A along = (y * grad).sum();
-    grad = (grad - along * y) / length;
-    detail::unpack_row(grad.data(), dim, &args.grad_x(b, t, h, 0), args.grad_x.strides[3]);
+    A *x = &scratch(worker, 0), *grad = x + padded;
+    detail::pack_row(&args.x(b, t, h, 0), args.x.strides[3], dim, A(1), x, padded);
+    detail::pack_row(&args.grad_y(b, t, h, 0), args.grad_y.strides[3], dim, A(1), grad, padded);
+    detail::to_unit_length_backward(x, grad, padded, A(args.epsilon));
+    detail::unpack_row(grad, dim, &args.grad_x(b, t, h, 0), args.grad_x.strides[3]);
   });
   return {};
 }

@@ -30,7 +30,7 @@ struct Wide {
   }
   friend Wide abs(Wide a) { return Wide(Eigen::internal::pabs(a.packet)); }
 
-  /// Eigen's exponential stops at the smallest normal number and may lose NaN; this one goes on to zero, and keeps it.
+  /// Eigen's exponential stops near the smallest normal number and may lose NaN; here what lies below is zero, and NaN stays.
   friend Wide exp(Wide a) {
     constexpr A lowest = std::is_same_v<A, double> ? A(-708.39) : A(-87.33);  // the smallest normal number's logarithm
     const Wide inside(Eigen::internal::pexp(a.packet));
