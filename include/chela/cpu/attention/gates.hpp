@@ -165,7 +165,8 @@ Status decay_gate(const DecayGateArgs<T, G, Rank>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
   const auto logits = detail::with_key_axis(args.logits);
-  const detail::TokenRows in(logits), out(detail::with_key_axis(args.log_decay));
+  const detail::TokenRows in(logits);
+  const detail::TokenRows out(detail::with_key_axis(args.log_decay));
   const Index padded = detail::padded_width(in.width());
   const detail::GateParameters<A> p(args.log_rate, args.bias, logits.extents[2], logits.extents[3]);
   Tensor<A, 2> scratch(executor.workers(), padded);
@@ -185,8 +186,9 @@ Status decay_gate_backward(const DecayGateBackwardArgs<T, G, Rank>& args, const 
   using A = Accumulator<T>;
   const auto logits = detail::with_key_axis(args.logits);
   const Index heads = logits.extents[2], keys = logits.extents[3];
-  const detail::TokenRows in(logits), grad(detail::with_key_axis(args.grad_log_decay)),
-      out(detail::with_key_axis(args.grad_logits));
+  const detail::TokenRows in(logits);
+  const detail::TokenRows grad(detail::with_key_axis(args.grad_log_decay));
+  const detail::TokenRows out(detail::with_key_axis(args.grad_logits));
   const Index rows = in.count(), padded = detail::padded_width(in.width());
   const detail::GateParameters<A> p(args.log_rate, args.bias, heads, keys);
   const Index tasks = ceil_div(rows, detail::rows_per_task(rows, in.width()));
@@ -228,7 +230,8 @@ template <Element T, BetaGate G, Executor E>
 Status beta_gate(const BetaGateArgs<T, G>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  const detail::TokenRows in(detail::with_key_axis(args.logits)), out(detail::with_key_axis(args.beta));
+  const detail::TokenRows in(detail::with_key_axis(args.logits));
+  const detail::TokenRows out(detail::with_key_axis(args.beta));
   const Index padded = detail::padded_width(in.width());
   Tensor<A, 2> scratch(executor.workers(), padded);
   detail::for_each_token_row(in.count(), in.width(), executor, [&](Index row, int worker, Index) {
@@ -245,8 +248,9 @@ template <Element T, BetaGate G, Executor E>
 Status beta_gate_backward(const BetaGateBackwardArgs<T, G>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   using A = Accumulator<T>;
-  const detail::TokenRows in(detail::with_key_axis(args.logits)), grad(detail::with_key_axis(args.grad_beta)),
-      out(detail::with_key_axis(args.grad_logits));
+  const detail::TokenRows in(detail::with_key_axis(args.logits));
+  const detail::TokenRows grad(detail::with_key_axis(args.grad_beta));
+  const detail::TokenRows out(detail::with_key_axis(args.grad_logits));
   const Index padded = detail::padded_width(in.width());
   Tensor<A, 2> scratch(executor.workers(), 2 * padded);
   detail::for_each_token_row(in.count(), in.width(), executor, [&](Index row, int worker, Index) {
