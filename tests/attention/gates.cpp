@@ -6,7 +6,6 @@
 #include <string>
 #include <utility>
 
-#include "chela/cpu/attention/linear.hpp"
 #include "chela/cpu/element.hpp"
 #include "chela/reference/gates.hpp"
 #include "support/gradients.hpp"
@@ -210,7 +209,6 @@ std::pair<Tensor<A, 3>, Tensor<A, 3>> at_extremes(double log_rate_value) {
 
 static_assert(DecayGate<GivenLogDecay> && DecayGate<LogSigmoidGate<>> && DecayGate<SoftplusGate>);
 static_assert(DecayGate<BoundedGate<>> && DecayGate<ScalarGate> && !DecayGate<GivenBeta>);
-static_assert(BetaGate<GivenBeta> && BetaGate<SigmoidBeta<>> && BetaGate<SigmoidBeta<2>> && !BetaGate<GivenLogDecay>);
 
 TEST_CASE_TEMPLATE("decay gates match the reference, forward and backward", P, Pass<float, GivenLogDecay, 3>,
                    Pass<float, LogSigmoidGate<>, 4>, Pass<float, SoftplusGate, 3>, Pass<float, SoftplusGate, 4>,
@@ -470,103 +468,6 @@ TEST_CASE("a broadcast logit serves every head, per token or per key") {
   });
 }
 
-TEST_CASE_TEMPLATE("beta gates match the reference, forward and backward", T, float, double, Eigen::bfloat16,
-                   Eigen::half) {
-  using A = Accumulator<T>;
-  const auto check = [](auto gate, double factor, const Shape& s) {
-    CAPTURE(s);
-    using G = decltype(gate);
-    auto logits = random_tensor<T>(1, s.batch, s.tokens, s.heads);
-    fill_random(logits.view(), 1, -6, 6);
-    const auto grad_beta = random_tensor<A>(2, s.batch, s.tokens, s.heads);
-    auto beta = nan_tensor<A>(s.batch, s.tokens, s.heads);
-    auto grad = nan_tensor<T>(s.batch, s.tokens, s.heads);
-    REQUIRE(cpu::beta_gate(BetaGateArgs<T, G>{.logits = logits, .beta = beta}, DefaultExecutor{}).ok());
-    REQUIRE(cpu::beta_gate_backward(
-                BetaGateBackwardArgs<T, G>{.logits = logits, .grad_beta = grad_beta, .grad_logits = grad},
-                DefaultExecutor{})
-                .ok());
-    const auto x = converted<double>(logits.view()), g = converted<double>(grad_beta.view());
-    auto want = x, want_grad = g;
-    if constexpr (!std::is_same_v<G, GivenBeta>) {
-      reference::sigmoid_beta(factor, x, want);
-      reference::sigmoid_beta_backward(factor, x, g, want_grad);
-    }
-    CHECK(relative_error(beta, want) < tolerance<A>(4));
-    CHECK(relative_error(grad, want_grad) < tolerance<T>(4));
-  };
-  for (const Shape& s : shapes)
-    if (s.keys == 1) check(GivenBeta{}, 1, s), check(SigmoidBeta<>{}, 1, s), check(SigmoidBeta<2>{}, 2, s);
-}
-
-TEST_CASE("beta gates: central differences, extremes, strides") {
-  Tensor<double, 3> logits = random_tensor<double>(1, 2, 3, 5), beta(2, 3, 5), grad(2, 3, 5);
-  const auto grad_beta = random_tensor<double>(2, 2, 3, 5);
-  const auto forward = [&] {
-    return cpu::beta_gate(BetaGateArgs<double, SigmoidBeta<2>>{.logits = logits, .beta = beta}, SerialExecutor{});
-  };
-  const auto loss = [&] {
-    REQUIRE(forward().ok());
-    return weighted_sum<3>(beta, grad_beta);
-  };
-  REQUIRE(
-      cpu::beta_gate_backward(
-          BetaGateBackwardArgs<double, SigmoidBeta<2>>{.logits = logits, .grad_beta = grad_beta, .grad_logits = grad},
-          SerialExecutor{})
-          .ok());
-  CHECK(gradient_error<3>(loss, logits, grad) < gradient_tolerance);
-
-  for (double x : extremes) {
-    CHECK((SigmoidBeta<2>::beta(float(x)) >= 0 && SigmoidBeta<2>::beta(float(x)) <= 2));
-    CHECK((SigmoidBeta<2>::derivative(float(x)) >= 0 && SigmoidBeta<2>::derivative(float(x)) <= 0.5f));
-    logits(1, 2, 3) = x;
-    REQUIRE(forward().ok());
-    CHECK(beta(1, 2, 3) == doctest::Approx(SigmoidBeta<2>::beta(x)).epsilon(1e-14));
-  }
-
-  Tensor<double, 3> turned(5, 3, 2);
-  REQUIRE(
-      cpu::beta_gate(BetaGateArgs<double, SigmoidBeta<2>>{.logits = logits, .beta = transposed(turned.view(), 0, 2)},
-                     SerialExecutor{})
-          .ok());
-  CHECK(relative_error(transposed(turned.view(), 0, 2), beta.view()) == 0);
-}
-
-TEST_CASE("gates feed linear attention, and take the gradients that come out of it") {
-  using G = SoftplusGate;
-  const auto q = random_tensor<double>(1, 1, 6, 2, 3), k = random_tensor<double>(2, 1, 6, 2, 3),
-             v = random_tensor<double>(3, 1, 6, 2, 4), grad_o = random_tensor<double>(4, 1, 6, 2, 4);
-  auto logits = random_tensor<double>(5, 1, 6, 2, 3);
-  auto log_rate = random_tensor<double>(6, 2);
-  Tensor<double, 4> log_decay(1, 6, 2, 3), grad_log_decay(1, 6, 2, 3), grad_logits(1, 6, 2, 3), o(1, 6, 2, 4);
-  Tensor<double, 1> grad_log_rate(2);
-  const auto loss = [&] {
-    REQUIRE(cpu::decay_gate(DecayGateArgs<double, G, 4>{.logits = logits, .log_rate = log_rate, .log_decay = log_decay},
-                            SerialExecutor{})
-                .ok());
-    REQUIRE(cpu::linear_attention(
-                LinearAttentionArgs<double, DecayKind::per_key>{.q = q, .k = k, .v = v, .o = o, .log_decay = log_decay},
-                SerialExecutor{})
-                .ok());
-    return weighted_sum<4>(o, grad_o);
-  };
-  loss();
-  REQUIRE(cpu::linear_attention_backward(
-              LinearAttentionBackwardArgs<double, DecayKind::per_key>{
-                  .q = q, .k = k, .v = v, .grad_o = grad_o, .log_decay = log_decay, .grad_log_decay = grad_log_decay},
-              SerialExecutor{})
-              .ok());
-  REQUIRE(cpu::decay_gate_backward(DecayGateBackwardArgs<double, G, 4>{.logits = logits,
-                                                                       .log_rate = log_rate,
-                                                                       .grad_log_decay = grad_log_decay,
-                                                                       .grad_logits = grad_logits,
-                                                                       .grad_log_rate = grad_log_rate},
-                                   SerialExecutor{})
-              .ok());
-  CHECK(gradient_error<4>(loss, logits, grad_logits) < gradient_tolerance);
-  CHECK(gradient_error<1>(loss, log_rate, grad_log_rate) < gradient_tolerance);
-}
-
 TEST_CASE_TEMPLATE("arguments that do not fit are refused by name", P, Pass<float, SoftplusGate, 3>,
                    Pass<float, SoftplusGate, 4>) {
   Problem<P> p({.tokens = 4, .heads = 2, .keys = P::rank == 4 ? 3 : 1});
@@ -603,7 +504,7 @@ TEST_CASE_TEMPLATE("arguments that do not fit are refused by name", P, Pass<floa
   CHECK(backward_refused([](auto& a) { a.bias = {}; }, "grad_bias needs"));
 }
 
-TEST_CASE("parameters are refused by gates that have none, and beta gates refuse by name") {
+TEST_CASE("parameters are refused by gates that have none") {
   Problem<Pass<float, LogSigmoidGate<>, 3>> p({.tokens = 4, .heads = 2});
   const auto says = [](const Status& s, const std::string& word) {
     INFO(s.why);
@@ -617,22 +518,4 @@ TEST_CASE("parameters are refused by gates that have none, and beta gates refuse
   auto back = p.backward_args();
   back.grad_log_rate = p.grad_log_rate;
   CHECK(says(cpu::decay_gate_backward(back, SerialExecutor{}), "grad_log_rate needs"));
-
-  const auto x = random_tensor<float>(1, 1, 4, 2);
-  auto y = nan_tensor<float>(1, 4, 2);
-  using G = SigmoidBeta<>;
-  BetaGateArgs<float, G> beta{.logits = x, .beta = y};
-  beta.logits.data = nullptr;
-  CHECK(says(cpu::beta_gate(beta, SerialExecutor{}), "logits need data"));
-  beta.logits = x, beta.beta.extents[2] = 1;
-  CHECK(says(cpu::beta_gate(beta, SerialExecutor{}), "beta must have"));
-  const BetaGateBackwardArgs<float, G> good{.logits = x, .grad_beta = x, .grad_logits = y};
-  CHECK(check(good).ok());
-  auto bad = good;
-  bad.grad_beta.extents[1] = 3;
-  CHECK(says(cpu::beta_gate_backward(bad, SerialExecutor{}), "grad_beta must have"));
-  bad = good, bad.grad_logits.strides[1] = 0;
-  CHECK(says(cpu::beta_gate_backward(bad, SerialExecutor{}), "grad_logits must have"));
-  bad = good, bad.logits.data = nullptr;
-  CHECK(says(cpu::beta_gate_backward(bad, SerialExecutor{}), "logits need data"));
 }

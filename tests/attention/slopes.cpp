@@ -2,7 +2,6 @@
 
 #include <doctest/doctest.h>
 
-#include <limits>
 #include <vector>
 
 #include "chela/cpu/attention/linear.hpp"
