@@ -5,20 +5,22 @@
 //   decay gate       log_decay                            member
 //   GivenLogDecay    z                                    the caller's own, <= 0
 //   LogSigmoidGate   logsigmoid(z) / normalizer           GLA (arXiv 2312.06635, section 4.4)
-//   SoftplusGate     -rate * softplus(z)                  Mamba-2 (2405.21060), Gated DeltaNet (2412.06464), KDA (2510.26692)
-//   BoundedGate      lower_bound * sigmoid(rate * z)      KDA with a bounded decay: no less than exp(lower_bound) is kept
+//   SoftplusGate     -rate * softplus(z)                  Mamba-2 (2405.21060), Gated DeltaNet (2412.06464), KDA
+//                                                         (2510.26692)
+//   BoundedGate      lower_bound * sigmoid(rate * z)      KDA with a bounded decay, exp(lower_bound) at least
 //
 //   beta gate        beta                                 member
 //   GivenBeta        logit                                the caller's own
-//   SigmoidBeta      factor * sigmoid(logit)              DeltaNet (2406.06484); factor 2 allows negative eigenvalues (2411.12537)
+//   SigmoidBeta      factor * sigmoid(logit)              DeltaNet (2406.06484); factor 2 allows negative
+//                                                         eigenvalues (2411.12537)
 //
 //   logits, log_decay   [batch, token, head] for a decay per token, [batch, token, head, key_dim] for a decay per key
 //   log_rate            [head]; `A_log` in model files
 //   bias                [head] per token, [head, key_dim] per key; `dt_bias` in model files
 //   beta                [batch, token, head]
 //
-// Log-decays are natural logarithms, and those of all gates but the given one are <= 0 for every logit that is not NaN, an
-// infinite one included: there a gate takes its limit, and a rate of zero or a softplus of zero outweighs an infinite factor.
+// Log-decays are natural logarithms, and those of all gates but the given one are <= 0 for every logit that is not NaN,
+// infinite ones included: there a gate takes its limit, and a rate or softplus of zero outweighs an infinite factor.
 // A decoding step is a pass over one token.
 #include <cmath>
 #include <concepts>
@@ -34,8 +36,8 @@ namespace chela {
 
 namespace detail {
 
-// Gates are written over a type V: float or double on either side, or a vector of a backend's own, which brings along exp,
-// abs, choose and log1p_of_unit.
+// Gates are written over a type V: float or double on either side, or a vector of a backend's own, which brings along
+// exp, abs, choose and log1p_of_unit.
 
 template <std::floating_point A>
 CHELA_HOST_DEVICE inline A choose(bool condition, A yes, A no) {
@@ -91,8 +93,8 @@ struct GateDerivatives {
   V by_log_rate;  ///< zero for a gate without parameters
 };
 
-/// A stateless map from z = logit + bias and rate = exp(log_rate) to a log-decay. Gates of your own may take float and double
-/// only; templates over any V like those below run on whole vectors.
+/// A stateless map from z = logit + bias and rate = exp(log_rate) to a log-decay. Gates of your own may take float and
+/// double only; templates over any V like those below run on whole vectors.
 template <class G>
 concept DecayGate = std::is_empty_v<G> && requires(float x, double y) {
   { G::takes_parameters } -> std::convertible_to<bool>;
@@ -146,7 +148,8 @@ struct SoftplusGate {
   }
 };
 
-/// lower_bound * sigmoid(rate * z). The bound is a std::ratio, so that it is part of the type: std::ratio<-5, 2> is -2.5.
+/// lower_bound * sigmoid(rate * z). The bound is a std::ratio, so that it is part of the type: std::ratio<-5, 2> is
+/// -2.5.
 template <class LowerBound = std::ratio<-5>>
 struct BoundedGate {
   static_assert(LowerBound::num < 0, "BoundedGate needs a lower bound below 0, as std::ratio<-5>");
@@ -211,8 +214,8 @@ requires(Rank == 3 || Rank == 4) struct DecayGateArgs {
   TensorView<Accumulator<T>, Rank> log_decay = {};       ///< like logits; may be their memory
 };
 
-/// Gradients of the same pass. Absent outputs are not computed; those of parameters are summed over batch and tokens, in one
-/// order whatever the number of workers.
+/// Gradients of the same pass. Absent outputs are not computed; those of parameters are summed over batch and tokens,
+/// in one order whatever the number of workers.
 template <Element T, DecayGate G, int Rank = 3>
 requires(Rank == 3 || Rank == 4) struct DecayGateBackwardArgs {
   TensorView<const T, Rank> logits = {};                       ///< as in the forward pass

@@ -4,8 +4,8 @@
 //   n = sqrt(sum_i x_i^2 + epsilon)       y = x / n
 //   dx = (dy - y (y . dy)) / n
 //
-// over the last axis of [batch, token, head, dim]. A row of zeros gives zeros. Squares that leave the range of the accumulator
-// do not: such a row is measured relative to its largest entry.
+// over the last axis of [batch, token, head, dim]. A row of zeros gives zeros. Squares may leave the range of the
+// accumulator: such a row is measured relative to its largest entry.
 #include "chela/core/element.hpp"
 #include "chela/core/status.hpp"
 #include "chela/core/tensor_view.hpp"

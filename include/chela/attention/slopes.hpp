@@ -1,11 +1,11 @@
 #pragma once
 // Constant log-decays, one per head, for DecayKind::per_head. All are <= 0. With h = 0 .. heads - 1:
 //
-//   retnet      log(1 - 2^(-5-h))                                     RetNet (arXiv 2307.08621, section 3.1)
-//   alibi       -2^(-8 (h + 1) / heads), heads a power of two          ALiBi (2108.12409, section 3)
-//               otherwise with p the largest power of two below it: the slopes of p heads, then every second one, from the
-//               first on, of those of 2 p heads
-//   lightning   alibi * (1 - layer / (layers - 1) + 1e-5)              TransNormerLLM (2307.14995), Lightning (2401.04658)
+//   retnet      log(1 - 2^(-5-h))                                  RetNet (arXiv 2307.08621, section 3.1)
+//   alibi       -2^(-8 (h + 1) / heads), heads a power of two       ALiBi (2108.12409, section 3)
+//               otherwise with p the largest power of two below it: the slopes of p heads, then every second one, from
+//               the first on, of those of 2 p heads
+//   lightning   alibi * (1 - layer / (layers - 1) + 1e-5)           TransNormerLLM (2307.14995), Lightning (2401.04658)
 #include <cassert>
 #include <cmath>
 

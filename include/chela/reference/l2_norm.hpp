@@ -1,5 +1,6 @@
 #pragma once
-// Rows of unit length by their equations, in double; math in chela/attention/l2_norm.hpp. All [batch, token, head, dim].
+// Rows of unit length by their equations, in double; math in chela/attention/l2_norm.hpp. All [batch, token, head,
+// dim].
 #include <cmath>
 
 #include "chela/core/tensor_view.hpp"

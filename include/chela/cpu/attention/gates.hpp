@@ -1,6 +1,6 @@
 #pragma once
-// Gates on the CPU. The numbers of one token are packed into a row of the accumulator type, padded to whole registers, and go
-// through the gate a register at a time; so no result depends on strides or on who computes it.
+// Gates on the CPU. The numbers of one token are packed into a row of the accumulator type, padded to whole registers,
+// and go through the gate a register at a time; so no result depends on strides or on who computes it.
 #include <algorithm>
 #include <cmath>
 
@@ -62,8 +62,8 @@ class TokenRows {
 /// Rows are padded to whole cache lines.
 inline Index padded_width(Index width) { return round_up(width, 16); }
 
-/// Rows of one task: enough to be worth handing out, few enough tasks that their partial sums stay small. A function of the
-/// shape alone, so that no sum depends on the number of workers.
+/// Rows of one task: enough to be worth handing out, few enough tasks that their partial sums stay small. A function of
+/// the shape alone, so that no sum depends on the number of workers.
 inline Index rows_per_task(Index rows, Index width) {
   constexpr Index least_rows = 64, least_numbers = 16384, most_tasks = 256;
   return std::max({least_rows, least_numbers / std::max<Index>(width, 1), ceil_div(rows, most_tasks)});
@@ -110,7 +110,8 @@ requires(
 };
 
 // The passes over one padded row. Each is compiled once, not once per executor that it is inlined into: compilers fuse
-// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the tasks.
+// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the
+// tasks.
 
 /// z = G(z + bias, rate).
 template <class G, class A>
@@ -179,7 +180,8 @@ Status decay_gate(const DecayGateArgs<T, G, Rank>& args, const E& executor) {
   return {};
 }
 
-/// Gradients of the same pass. Scratch: two rows per worker, and two rows of partial sums for each of at most 256 tasks.
+/// Gradients of the same pass. Scratch: two rows per worker, and two rows of partial sums for each of at most 256
+/// tasks.
 template <Element T, DecayGate G, int Rank, Executor E>
 Status decay_gate_backward(const DecayGateBackwardArgs<T, G, Rank>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;

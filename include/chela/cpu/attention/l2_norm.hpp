@@ -1,5 +1,6 @@
 #pragma once
-// Rows of unit length on the CPU: each row is packed once, in the accumulator type, and is then worked on in the L1 cache.
+// Rows of unit length on the CPU: each row is packed once, in the accumulator type, and is then worked on in the L1
+// cache.
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
@@ -31,7 +32,8 @@ A length_of(const PackedRow<A>& x, A epsilon) {
 }
 
 // The passes over one row. Each is compiled once, not once per executor that it is inlined into: compilers fuse
-// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the tasks.
+// multiplications and additions as their surroundings suggest, and the last bit would depend on who hands out the
+// tasks.
 
 /// x = x / |x|.
 template <class A>

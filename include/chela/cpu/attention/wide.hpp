@@ -1,6 +1,6 @@
 #pragma once
-// A register of numbers that formulas can be written in as if it were one number: the vector type over which the gates of
-// chela/attention/gates.hpp run.
+// A register of numbers that formulas can be written in as if it were one number: the vector type over which the gates
+// of chela/attention/gates.hpp run.
 #include <Eigen/Core>
 #include <type_traits>
 
@@ -30,7 +30,8 @@ struct Wide {
   }
   friend Wide abs(Wide a) { return Wide(Eigen::internal::pabs(a.packet)); }
 
-  /// Eigen's exponential stops near the smallest normal number and may lose NaN; here what lies below is zero, and NaN stays.
+  /// Eigen's exponential stops near the smallest normal number and may lose NaN; here what lies below is
+  /// zero, and NaN stays.
   friend Wide exp(Wide a) {
     constexpr A lowest = std::is_same_v<A, double> ? A(-708.39) : A(-87.33);  // the smallest normal number's logarithm
     const Wide inside(Eigen::internal::pexp(a.packet));
