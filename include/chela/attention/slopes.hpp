@@ -1,7 +1,7 @@
 #pragma once
 // Constant log-decays, one per head, for DecayKind::per_head. All are <= 0. With h = 0 .. heads - 1:
 //
-//   retnet      log(1 - 2^(-5-h))                                  RetNet (arXiv 2307.08621, section 3.1)
+//   retnet      log(1 - 2^(-5-h))                                   RetNet (arXiv 2307.08621, section 3.1)
 //   alibi       -2^(-8 (h + 1) / heads), heads a power of two       ALiBi (2108.12409, section 3)
 //               otherwise with p the largest power of two below it: the slopes of p heads, then every second one, from
 //               the first on, of those of 2 p heads
