@@ -126,15 +126,7 @@ TEST_CASE_TEMPLATE("a NaN stays in the batch entry and head that it came into, a
     Results r{p.output(), p.state(), Gradients<float, M::decay, M::rule>(p), p.output(), p.initial_state};
     REQUIRE(cpu::linear_attention(p.args(r.o, r.state), SerialExecutor{}).ok());
     REQUIRE(cpu::linear_attention_backward(r.grad.args(p), SerialExecutor{}).ok());
-    const auto at = [](auto x) { return slice_axis<1>(x, token); };
-    LinearAttentionStepArgs<float, M::decay, M::rule> step{
-        .q = at(p.q.view()), .k = at(p.k.view()), .v = at(p.v.view()), .o = at(r.step_o.view()), .state = r.step_state};
-    if constexpr (M::decay == DecayKind::per_head)
-      step.log_decay = p.log_decay;
-    else
-      step.log_decay = at(p.log_decay.view());
-    if constexpr (M::rule == RuleKind::delta) step.beta = at(p.beta.view());
-    REQUIRE(cpu::linear_attention_step(step, SerialExecutor{}).ok());
+    REQUIRE(cpu::linear_attention_step(step_args(p, token, r.step_o, r.step_state), SerialExecutor{}).ok());
     return r;
   };
   for (Decays decays : {Decays::none, Decays::mixture}) {

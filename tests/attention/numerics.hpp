@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "attention/results.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "support/attention.hpp"
 #include "support/tolerance.hpp"
@@ -144,56 +145,13 @@ Errors step_errors(const Problem<T, D, R>& p) {
   const Index n = terms(p.shape);
   auto o = p.output();
   auto state = p.initial_state;
-  for (Index t = 0; t < p.shape.tokens; ++t) {
-    const auto token = [&](auto x) { return slice_axis<1>(x, t); };
-    LinearAttentionStepArgs<T, D, R> step{
-        .q = token(p.q.view()), .k = token(p.k.view()), .v = token(p.v.view()), .o = token(o.view()), .state = state};
-    if constexpr (D == DecayKind::per_head) step.log_decay = p.log_decay;
-    if constexpr (D == DecayKind::per_token || D == DecayKind::per_key) step.log_decay = token(p.log_decay.view());
-    if constexpr (R == RuleKind::delta) step.beta = token(p.beta.view());
-    if (!cpu::linear_attention_step(step, SerialExecutor{}).ok()) return {{"refused", 1, 0}};
-  }
+  for (Index t = 0; t < p.shape.tokens; ++t)
+    if (!cpu::linear_attention_step(step_args(p, t, o, state), SerialExecutor{}).ok()) return {{"refused", 1, 0}};
   auto want = converted<double>(o.view()), want_state = converted<double>(state.view());
   reference::linear_attention(d.problem, want, want_state);
   return {{"o of steps", error_where_finite(o, want, n), tolerance<T>(n)},
           {"state of steps", error_where_finite(state, want_state, n), tolerance<Accumulator<T>>(n)}};
 }
-
-/// The gradients of a call, NaN at first.
-template <class T, DecayKind D, RuleKind R>
-struct Gradients {
-  using A = Accumulator<T>;
-  static constexpr float unwritten = std::numeric_limits<float>::quiet_NaN();
-  Tensor<T, 4> q, k, v;
-  Tensor<A, 4> state;
-  Tensor<A, log_decay_rank(D)> log_decay;
-  Tensor<A, 3> beta;
-
-  explicit Gradients(const Problem<T, D, R>& p)
-      : q(p.q.extents(), T(unwritten)),
-        k(p.k.extents(), T(unwritten)),
-        v(p.v.extents(), T(unwritten)),
-        state(p.initial_state.extents(), A(unwritten)),
-        log_decay(p.log_decay.extents(), A(unwritten)),
-        beta(p.beta.extents(), A(unwritten)) {}
-
-  LinearAttentionBackwardArgs<T, D, R> args(const Problem<T, D, R>& p) {
-    LinearAttentionBackwardArgs<T, D, R> a{.q = p.q,
-                                           .k = p.k,
-                                           .v = p.v,
-                                           .grad_o = p.grad_o,
-                                           .grad_q = q,
-                                           .grad_k = k,
-                                           .grad_v = v,
-                                           .initial_state = p.initial_state,
-                                           .grad_final_state = p.grad_final_state,
-                                           .grad_initial_state = state,
-                                           .span = p.span};
-    if (p.decays) a.log_decay = p.log_decay, a.grad_log_decay = log_decay;
-    if (p.delta) a.beta = p.beta, a.grad_beta = beta;
-    return a;
-  }
-};
 
 template <class T, DecayKind D, RuleKind R>
 Errors backward_errors(const Problem<T, D, R>& p) {
