@@ -129,11 +129,11 @@ void cut_tokens(Args& args, Index begin, Index count) {
     if (x.present()) x = run(x, 1, begin, count);
   };
   cut(args.q), cut(args.k), cut(args.v), cut(args.beta);
-  if constexpr (args.log_decay.rank > 1) cut(args.log_decay);
+  if constexpr (decltype(args.log_decay)::rank > 1) cut(args.log_decay);
   if constexpr (requires { args.o; }) cut(args.o);
   if constexpr (requires { args.grad_o; }) {
     cut(args.grad_o), cut(args.grad_q), cut(args.grad_k), cut(args.grad_v), cut(args.grad_beta);
-    if constexpr (args.grad_log_decay.rank > 1) cut(args.grad_log_decay);
+    if constexpr (decltype(args.grad_log_decay)::rank > 1) cut(args.grad_log_decay);
   }
 }
 
