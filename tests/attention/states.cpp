@@ -44,9 +44,16 @@ LinearAttentionArgs<T, D, R, F> forward_part(LinearAttentionArgs<T, D, R, F> arg
   return args;
 }
 
-using Additive = Member<DecayKind::none, RuleKind::additive>;
-using PerKey = Member<DecayKind::per_key, RuleKind::additive>;
-using Delta = Member<DecayKind::per_token, RuleKind::delta>;
+template <DecayKind D, RuleKind R, ChunkPolicy P = ChunkPolicy{}>
+struct Walk : Member<D, R> {
+  static constexpr ChunkPolicy policy = P;
+};
+constexpr ChunkPolicy chunked{.evaluation = Evaluation::chunked};
+using Additive = Walk<DecayKind::none, RuleKind::additive>;
+using PerKey = Walk<DecayKind::per_key, RuleKind::additive>;
+using Delta = Walk<DecayKind::per_token, RuleKind::delta>;
+using AdditiveChunks = Walk<DecayKind::none, RuleKind::additive, chunked>;
+using DeltaChunks = Walk<DecayKind::per_key, RuleKind::delta, chunked>;
 
 const Shape shape{
     .batch = 1, .tokens = 142, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 12, .value_dim = 20};
@@ -65,7 +72,8 @@ Tensor<float, 5> no_saved_states(Index entries, Index count) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("packed sequences give the bits that each gives alone", M, Additive, PerKey, Delta) {
+TEST_CASE_TEMPLATE("packed sequences give the bits that each gives alone", M, Additive, PerKey, Delta, AdditiveChunks,
+                   DeltaChunks) {
   for (Span span : {Span::causal, Span::bidirectional}) {
     if (M::rule == RuleKind::delta && span == Span::bidirectional) continue;
     Problem<float, M::decay, M::rule> p(shape, Gates::mixed_with_resets);
@@ -77,21 +85,21 @@ TEST_CASE_TEMPLATE("packed sequences give the bits that each gives alone", M, Ad
     auto args = p.args(packed, packed_states);
     args.initial_state = initial;
     args.cu_seqlens = IndexView(offsets.data(), sequences + 1);
-    REQUIRE(cpu::linear_attention(args, SerialExecutor{}).ok());
+    REQUIRE(cpu::linear_attention<M::policy>(args, SerialExecutor{}).ok());
     const std::vector<std::int64_t> wide(offsets.begin(), offsets.end());
     for (Index i = 0; i < sequences; ++i) {
       auto one = forward_part(p.args(alone, alone_states), wide[std::size_t(i)],
                               wide[std::size_t(i + 1)] - wide[std::size_t(i)]);
       one.initial_state = run(initial.view(), 0, i, 1);
       one.final_state = run(alone_states.view(), 0, i, 1);
-      REQUIRE(cpu::linear_attention(one, SerialExecutor{}).ok());
+      REQUIRE(cpu::linear_attention<M::policy>(one, SerialExecutor{}).ok());
     }
     CHECK(same_bits(packed, alone));
     CHECK(same_bits(packed_states, alone_states));
 
     packed.fill(0), packed_states.fill(0);
     args.cu_seqlens = IndexView(wide.data(), sequences + 1);
-    REQUIRE(cpu::linear_attention(args, DefaultExecutor{}).ok());
+    REQUIRE(cpu::linear_attention<M::policy>(args, DefaultExecutor{}).ok());
     CHECK(same_bits(packed, alone));
     CHECK(same_bits(packed_states, alone_states));
   }
@@ -148,26 +156,27 @@ TEST_CASE_TEMPLATE("gradients of packed sequences are those that each has alone"
   }
 }
 
-TEST_CASE_TEMPLATE("boundary states are those of the cut pass, and lead to the same bits", M, Additive, PerKey, Delta) {
+TEST_CASE_TEMPLATE("boundary states are those of the cut pass, and lead to the same bits", M, Additive, PerKey, Delta,
+                   AdditiveChunks, DeltaChunks) {
   const Problem<float, M::decay, M::rule> p(shape, Gates::mixed_with_resets);
   auto whole = p.output(), pieces = p.output();
   auto final_state = p.state(), end = p.state();
   auto boundaries = no_saved_states(1, 2);
   auto args = p.args(whole, final_state);
   args.boundary_states = boundaries, args.boundary_every = 64;
-  REQUIRE(cpu::linear_attention(args, SerialExecutor{}).ok());
+  REQUIRE(cpu::linear_attention<M::policy>(args, SerialExecutor{}).ok());
   auto plain = p.output();
-  REQUIRE(cpu::linear_attention(p.args(plain, end), SerialExecutor{}).ok());
+  REQUIRE(cpu::linear_attention<M::policy>(p.args(plain, end), SerialExecutor{}).ok());
   CHECK(same_bits(whole, plain));
   CHECK(same_bits(final_state, end));
 
   for (Index i = 0; i < 2; ++i) {
     auto prefix = forward_part(p.args(pieces, end), 0, 64 * (i + 1));
-    REQUIRE(cpu::linear_attention(prefix, SerialExecutor{}).ok());
+    REQUIRE(cpu::linear_attention<M::policy>(prefix, SerialExecutor{}).ok());
     CHECK(same_bits(slice_axis<1>(boundaries.view(), i), end.view()));
     auto rest = forward_part(p.args(pieces, end), 64 * (i + 1), shape.tokens - 64 * (i + 1));
     rest.initial_state = slice_axis<1>(boundaries.view(), i);
-    REQUIRE(cpu::linear_attention(rest, SerialExecutor{}).ok());
+    REQUIRE(cpu::linear_attention<M::policy>(rest, SerialExecutor{}).ok());
     CHECK(same_bits(whole, pieces));
     CHECK(same_bits(final_state, end));
   }

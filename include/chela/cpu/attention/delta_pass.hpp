@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "chela/cpu/attention/chunked_pass.hpp"
 #include "chela/cpu/attention/delta_recurrence.hpp"
 #include "chela/cpu/attention/state_walk.hpp"
 #include "chela/tile/policy.hpp"
@@ -85,6 +86,19 @@ void pack_column(TensorView<const A, 3> x, const TileAt<A>& at, Index heads, A* 
 template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
 void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   using A = Accumulator<T>;
+  if constexpr (P.evaluation == Evaluation::chunked)
+    if (!pass.errors.present())
+      return chunked_pass<PolicyConstant<P>::value, Decays, RuleKind::delta>(
+          ChunkedPass<T, T, T, O, S>{.sequences = pass.sequences,
+                                     .q = pass.q,
+                                     .k = pass.k,
+                                     .v = pass.v,
+                                     .o = pass.o,
+                                     .states = pass.states,
+                                     .query_factor = pass.query_factor,
+                                     .log_decay = pass.decay.log_decay,
+                                     .beta = pass.beta},
+          executor);
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.heads;
   const auto scratch_size = [](Index keys, Index columns) {

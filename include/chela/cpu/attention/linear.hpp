@@ -109,7 +109,8 @@ Status linear_attention(const LinearAttentionArgs<T, D, R, F>& args, const E& ex
 }
 
 /// Gradients with respect to q, k, v, log-decay, beta and the initial state; those that are absent are not computed. Nothing of
-/// the forward pass needs keeping. Shared heads sum the parts of their run in order.
+/// the forward pass needs keeping. Shared heads sum the parts of their run in order. With decay or the delta rule every walk is
+/// a token recurrence, whatever the policy's evaluation.
 template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
 Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
