@@ -83,10 +83,10 @@ struct WalkDecay {
   /// Log-decays on the way to each token of a tile.
   TileLogDecays<A> tile(const TileAt<A>& at, Index heads) const {
     const Index absent = after_token && at.first ? 1 : 0;
-    auto rows = run(head_matrix(log_decay, at.batch, at.head, heads), 0, at.begin - (after_token ? 1 - absent : 0),
-                    at.count - absent);
-    if (side == DecaySide::values) rows = run(rows, 1, at.column, at.width);
-    return {rows, absent};
+    const auto rows = run(head_matrix(log_decay, at.batch, at.head, heads), 0,
+                          at.begin - (after_token ? 1 - absent : 0), at.count - absent);
+    if (side != DecaySide::values) return {rows, absent};
+    return {run(rows, 1, at.column, at.width), absent, rows};
   }
 };
 

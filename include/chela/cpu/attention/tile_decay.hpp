@@ -30,13 +30,51 @@ template <class S>
 struct TileLogDecays {
   TensorView<const S, 2> rows;
   Index absent = 0;
+  TensorView<const S, 2> uncut = {};  ///< all columns, where `rows` are a run of them
 
   Index tokens() const { return rows.extents[0] + absent; }
   Index width() const { return rows.extents[1]; }
   /// One number for the whole row.
-  bool uniform() const { return rows.strides[1] == 0 || rows.extents[1] == 1; }
+  bool uniform() const { return rows.strides[1] == 0 || std::max(rows.extents[1], uncut.extents[1]) == 1; }
   const S* row(Index t) const { return rows.data + (t - absent) * rows.strides[0]; }
 };
+
+/// x[0, count) = exp(x), by packets even where they do not fill one. Left to itself, Eigen hands what lies outside of aligned
+/// packets to the library's function, which rounds otherwise: the answer would depend on where a worker's memory begins.
+template <class S>
+void exp_by_packets(S* x, Index count) {
+  using namespace Eigen::internal;
+  if constexpr (packet_traits<S>::HasExp) {
+    using Packet = typename packet_traits<S>::type;
+    constexpr int lanes = packet_traits<S>::size;
+    Index i = 0;
+    for (; i + lanes <= count; i += lanes) pstoreu(x + i, pexp(ploadu<Packet>(x + i)));
+    if (i == count) return;
+    S rest[lanes] = {};
+    std::copy_n(x + i, count - i, rest);
+    pstoreu(rest, pexp(ploadu<Packet>(rest)));
+    std::copy_n(rest, count - i, x + i);
+  } else {
+    for (Index i = 0; i < count; ++i) x[i] = std::exp(x[i]);
+  }
+}
+
+/// Whether every column keeps enough over the tile, those outside of a cut included: were only its own asked, the sharing out
+/// of columns to workers would decide how a tile is walked, and so rounded.
+template <class S>
+bool uncut_keeps_enough(const TileLogDecays<S>& g) {
+  constexpr Index block = 64;
+  const Index width = g.uncut.extents[1];
+  for (Index begin = 0; begin < width && width > g.width(); begin += block) {
+    const Index count = std::min(block, width - begin);
+    S sum[block] = {};
+    for (Index t = 0; t < g.rows.extents[0]; ++t)
+      for (Index c = 0; c < count; ++c) sum[c] += g.uncut(t, begin + c);
+    for (Index c = 0; c < count; ++c)
+      if (!(sum[c] >= S(least_kept_log))) return false;
+  }
+  return true;
+}
 
 /// Factors of a tile, in memory of its owner: `kept` and `inverse` are [tokens, width] (b and 1 / b) or, if uniform, [tokens].
 /// Returns false, and leaves nothing of use, if too little is kept for them.
@@ -63,9 +101,9 @@ bool running_decay(const TileLogDecays<S>& g, S* kept, S* inverse, Index padded)
     if (t > 0) Array(to, padded) += Array(to - padded, padded);
   }
   const Array last(kept + (tokens - 1) * padded, padded);
-  if (!(last.minCoeff() >= S(least_kept_log)) || last.hasNaN()) return false;
+  if (!(last.minCoeff() >= S(least_kept_log)) || last.hasNaN() || !uncut_keeps_enough(g)) return false;
   Array all(kept, tokens * padded), reciprocal(inverse, tokens * padded);
-  all = all.exp();
+  exp_by_packets(kept, tokens * padded);
   reciprocal = all.inverse();
   return true;
 }
@@ -78,7 +116,8 @@ void exp_row(const S* g, Index stride, Index width, S* to, Index padded) {
   constexpr S zero = std::is_same_v<S, double> ? S(-746) : S(-104);
   Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>> all(to, padded);
   pack_row(g, stride, width, S(1), to, padded);
-  all = all.max(least_normal).exp();
+  all = all.max(least_normal);
+  exp_by_packets(to, padded);
   for (Index i = 0; i < width; ++i)
     if (const S x = g[i * stride]; !(x >= least_normal)) to[i] = x < zero ? S(0) : std::exp(x);
 }
