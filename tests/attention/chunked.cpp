@@ -166,13 +166,14 @@ TEST_CASE_TEMPLATE("nothing of what lies before a reset is left, not a bit", M, 
                    ScalarDelta, KeyDelta) {
   for (Index at : {0, 5, 16, 21, 32}) {
     CAPTURE(at);
-    Problem<float, M::decay, M::rule> p({.tokens = 40, .query_heads = 2, .key_heads = 2, .value_heads = 2});
+    Problem<float, M::decay, M::rule> p(
+        {.tokens = 40, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 35});
     set_log_decay(p, [&](Index t, Index) { return t == at ? reset : -0.1; });
     auto before = p.output(), after = p.output();
     auto state_before = p.state(), state_after = p.state();
     REQUIRE(cpu::linear_attention<chunked>(p.args(before, state_before), SerialExecutor{}).ok());
-    for (float& x : p.initial_state) x *= 1e30f;
-    for_each_index(p.v.view(), [&](Index b, Index t, Index h, Index i) { p.v(b, t, h, i) *= t < at ? 1e30f : 1.f; });
+    for (float& x : p.initial_state) x *= 1e36f;
+    for_each_index(p.v.view(), [&](Index b, Index t, Index h, Index i) { p.v(b, t, h, i) *= t < at ? 1e34f : 1.f; });
     REQUIRE(cpu::linear_attention<chunked>(p.args(after, state_after), SerialExecutor{}).ok());
     const Index left = 40 - at;
     CHECK(same_bits(run(before.view(), 1, at, left), run(after.view(), 1, at, left)));

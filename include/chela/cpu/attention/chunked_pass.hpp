@@ -177,14 +177,14 @@ WalkStates<S> transposed_states(WalkStates<S> states) {
   return states;
 }
 
-template <ChunkPolicy P, bool Decays, RuleKind R, class Q, class K, class V, class O, class S, Executor E>
-void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, const E& executor) {
+template <bool Decays, RuleKind R, class Q, class K, class V, class O, class S, Executor E>
+void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, Index most_tokens, const E& executor) {
   using A = Accumulator<O>;
   using Chunk = ChunkOfHead<Decays, R, Q, K, V, O, S>;
   const Index heads = pass.heads(), sequences = pass.sequences.size();
+  const Index chunk_len = std::clamp<Index>(pass.sequences.tokens, 1, most_tokens);
   // The walk carries the transposed state, whole: its rows are values, its columns keys.
   const auto walk = [&]<class Kept>(const WalkStates<Kept>& states_t, const auto& visit) {
-    const Index chunk_len = std::min<Index>(P.chunk_len, std::max<Index>(pass.sequences.tokens, 1));
     walk_states(
         StateWalk<A, Kept>{
             pass.sequences, heads, pass.value_dim(), pass.key_dim(), states_t, {}, chunk_len, pass.key_dim()},
@@ -197,20 +197,21 @@ void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, const E& executor) {
   };
   const WalkStates<S> states_t = transposed_states(pass.states);
   if (pass.everything == Everything::no) return walk(states_t, [](Chunk& chunk) { chunk.step(); });
-
-  // Two sweeps. All heads have read their initial state before any final one is stored, perhaps in the same memory.
-  Tensor<A, 4> before(sequences, heads, pass.value_dim(), pass.key_dim()), after = before;
-  for (Index i = 0; i < sequences && states_t.initial.present(); ++i)
-    for (Index head = 0; head < heads; ++head)
-      pack_rows(state_matrix(states_t.initial, states_t.entry(i), head, heads), A(1), &before(i, head, 0, 0),
-                pass.key_dim());
-  walk(WalkStates<A>{.initial = before, .final = after}, [](Chunk& chunk) { chunk.write(); });
-  walk(WalkStates<A>{.initial = after}, [](Chunk& chunk) { chunk.read(); });
-  for (Index i = 0; i < sequences; ++i)
-    for (Index head = 0; head < heads; ++head)
-      if (stores_state(states_t.final, head, heads))
-        unpack_rows(&after(i, head, 0, 0), pass.key_dim(),
-                    state_matrix(states_t.final, states_t.entry(i), head, heads));
+  if constexpr (!Decays && R == RuleKind::additive) {
+    // Two sweeps. All heads have read their initial state before any final one is stored, perhaps in the same memory.
+    Tensor<A, 4> before(sequences, heads, pass.value_dim(), pass.key_dim()), after = before;
+    for (Index i = 0; i < sequences && states_t.initial.present(); ++i)
+      for (Index head = 0; head < heads; ++head)
+        pack_rows(state_matrix(states_t.initial, states_t.entry(i), head, heads), A(1), &before(i, head, 0, 0),
+                  pass.key_dim());
+    walk(WalkStates<A>{.initial = before, .final = after}, [](Chunk& chunk) { chunk.write(); });
+    walk(WalkStates<A>{.initial = after}, [](Chunk& chunk) { chunk.read(); });
+    for (Index i = 0; i < sequences; ++i)
+      for (Index head = 0; head < heads; ++head)
+        if (stores_state(states_t.final, head, heads))
+          unpack_rows(&after(i, head, 0, 0), pass.key_dim(),
+                      state_matrix(states_t.final, states_t.entry(i), head, heads));
+  }
 }
 
 }  // namespace chela::cpu::detail

@@ -86,19 +86,6 @@ void pack_column(TensorView<const A, 3> x, const TileAt<A>& at, Index heads, A* 
 template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
 void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   using A = Accumulator<T>;
-  if constexpr (P.evaluation == Evaluation::chunked)
-    if (!pass.errors.present())
-      return chunked_pass<PolicyConstant<P>::value, Decays, RuleKind::delta>(
-          ChunkedPass<T, T, T, O, S>{.sequences = pass.sequences,
-                                     .q = pass.q,
-                                     .k = pass.k,
-                                     .v = pass.v,
-                                     .o = pass.o,
-                                     .states = pass.states,
-                                     .query_factor = pass.query_factor,
-                                     .log_decay = pass.decay.log_decay,
-                                     .beta = pass.beta},
-          executor);
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.heads;
   const auto scratch_size = [](Index keys, Index columns) {
@@ -195,6 +182,24 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
   walk_states(StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states, pass.decay,
                            tile_len, P.value_tile},
               scratch_size, body, executor);
+}
+
+/// A forward pass by the policy's evaluation: the recurrence, unless chunks are asked for. It has outputs and no errors.
+template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
+void run_delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
+  if constexpr (P.evaluation == Evaluation::chunked)
+    chunked_pass<Decays, RuleKind::delta>(ChunkedPass<T, T, T, O, S>{.sequences = pass.sequences,
+                                                                     .q = pass.q,
+                                                                     .k = pass.k,
+                                                                     .v = pass.v,
+                                                                     .o = pass.o,
+                                                                     .states = pass.states,
+                                                                     .query_factor = pass.query_factor,
+                                                                     .log_decay = pass.decay.log_decay,
+                                                                     .beta = pass.beta},
+                                          P.chunk_len, executor);
+  else
+    delta_pass<PolicyConstant<P>::value, Decays>(pass, executor);
 }
 
 }  // namespace chela::cpu::detail

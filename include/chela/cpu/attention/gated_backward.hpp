@@ -157,15 +157,16 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
       beta_grad_u = per_head(s.value_dim);
       scale_by_beta<A>(std::as_const(grad_u).view(), args.beta, beta_grad_u.view(), executor);
     } else {
-      run_pass<P, decays, Order>(LinearPass<T, T, T, A>{.sequences = sequences_back,
-                                                        .q = back(args.k),
-                                                        .k = back(args.q),
-                                                        .v = back(args.grad_o),
-                                                        .o = back(grad_u.view()),
-                                                        .states = {.initial = entering.view(), .final = leaving.view()},
-                                                        .key_factor = scale,
-                                                        .decay = walked(DecaySide::keys, true)},
-                                 executor);
+      recurrent_pass<PolicyConstant<P>::value, decays, Order>(
+          LinearPass<T, T, T, A>{.sequences = sequences_back,
+                                 .q = back(args.k),
+                                 .k = back(args.q),
+                                 .v = back(args.grad_o),
+                                 .o = back(grad_u.view()),
+                                 .states = {.initial = entering.view(), .final = leaving.view()},
+                                 .key_factor = scale,
+                                 .decay = walked(DecaySide::keys, true)},
+          executor);
     }
     leaving.finish(executor);
   }

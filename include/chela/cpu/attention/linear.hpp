@@ -60,7 +60,7 @@ void forward(const LinearAttentionArgs<T, D, RuleKind::delta, F>& args, const E&
                                       .query_factor = attention_scale(args.scale, shape),
                                       .heads = shape.output_heads()};
   if constexpr (D != DecayKind::none) pass.decay = {spread_log_decay(args.log_decay, shape), DecaySide::keys, false};
-  delta_pass<P, D != DecayKind::none>(pass, executor);
+  run_delta_pass<P, D != DecayKind::none>(pass, executor);
 }
 
 template <ChunkPolicy P, class T, DecayKind D, RuleKind R, AttentionForm F, Executor E>

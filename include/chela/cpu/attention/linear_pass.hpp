@@ -93,29 +93,27 @@ void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
 }
 
 /// The policy's evaluation, or the measured default: the recurrence for causal passes (on a CPU it runs at the multiply-add
-/// rate, and chunks take about 1.5 times as long). Where every token sees all there is no recurrence, only two products. Walks
-/// that only a backward pass takes with decay (over values, or back in time) are always recurrences.
+/// rate, and chunks take about 1.5 times as long). Where every token sees all there is no recurrence, only two products. Chunks
+/// decay keys on the way to each token; walks that decay otherwise call the recurrence themselves, as backward passes do.
 template <ChunkPolicy P, bool Decays, ReadOrder R = ReadOrder::after_write, class Q, class K, class V, class O, class S,
           Executor E>
 void run_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
-  constexpr bool chunked = P.evaluation == Evaluation::chunked;
-  if constexpr (R == ReadOrder::after_write && (chunked || !Decays)) {
-    const bool forward = pass.decay.side != DecaySide::values && !pass.decay.after_token;
-    if (pass.everything != Everything::no || (chunked && forward))
-      return chunked_pass<PolicyConstant<P>::value, Decays, RuleKind::additive>(
-          ChunkedPass<Q, K, V, O, S>{.sequences = pass.sequences,
-                                     .q = pass.q,
-                                     .k = pass.k,
-                                     .v = pass.v,
-                                     .o = pass.o,
-                                     .states = pass.states,
-                                     .query_factor = pass.query_factor,
-                                     .key_factor = pass.key_factor,
-                                     .everything = pass.everything,
-                                     .log_decay = pass.decay.log_decay},
-          executor);
+  constexpr bool reads_own = R == ReadOrder::after_write, chunked = reads_own && P.evaluation == Evaluation::chunked;
+  if constexpr (chunked || (reads_own && !Decays)) {
+    if (chunked || pass.everything != Everything::no)
+      return chunked_pass<Decays, RuleKind::additive>(ChunkedPass<Q, K, V, O, S>{.sequences = pass.sequences,
+                                                                                 .q = pass.q,
+                                                                                 .k = pass.k,
+                                                                                 .v = pass.v,
+                                                                                 .o = pass.o,
+                                                                                 .states = pass.states,
+                                                                                 .query_factor = pass.query_factor,
+                                                                                 .key_factor = pass.key_factor,
+                                                                                 .everything = pass.everything,
+                                                                                 .log_decay = pass.decay.log_decay},
+                                                      P.chunk_len, executor);
   }
-  recurrent_pass<PolicyConstant<P>::value, Decays, R>(pass, executor);
+  if constexpr (!chunked) recurrent_pass<PolicyConstant<P>::value, Decays, R>(pass, executor);
 }
 
 }  // namespace chela::cpu::detail
