@@ -1,6 +1,7 @@
 #pragma once
 // Everything for the CPU: the contracts, and the Eigen backend in chela::cpu.
 
+#include "chela/attention/convert_states.hpp"
 #include "chela/attention/linear.hpp"
 #include "chela/block/chela.hpp"
 #include "chela/block/feed_forward.hpp"
@@ -26,6 +27,7 @@
 #include "chela/core/tensor.hpp"
 #include "chela/core/tensor_view.hpp"
 #include "chela/cpu/adaptors.hpp"
+#include "chela/cpu/attention/convert_states.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "chela/cpu/block/chela.hpp"
 #include "chela/cpu/block/chela_backward.hpp"

@@ -7,6 +7,7 @@
 
 #include "chela/cpu/attention/linear.hpp"
 #include "chela/reference/linear.hpp"
+#include "support/attention.hpp"
 #include "support/gradients.hpp"
 #include "support/tolerance.hpp"
 
@@ -14,112 +15,6 @@ using namespace chela;
 using namespace chela::test;
 
 namespace {
-
-struct Shape {
-  Index batch = 1, tokens = 1, query_heads = 1, key_heads = 1, value_heads = 1, key_dim = 8, value_dim = 8;
-
-  LinearAttentionShape sizes() const {
-    return {batch, tokens, query_heads, key_heads, value_heads, key_dim, value_dim};
-  }
-};
-
-std::ostream& operator<<(std::ostream& out, const Shape& s) {
-  return out << "B" << s.batch << " T" << s.tokens << " Hq" << s.query_heads << " Hk" << s.key_heads << " Hv"
-             << s.value_heads << " K" << s.key_dim << " V" << s.value_dim;
-}
-
-template <DecayKind D, RuleKind R>
-struct Member {
-  static constexpr DecayKind decay = D;
-  static constexpr RuleKind rule = R;
-};
-
-/// How strong the random decays are.
-enum class Gates { mild, strong, mixed_with_resets };
-
-template <class T, DecayKind D, RuleKind R>
-struct Problem {
-  using A = Accumulator<T>;
-  using Args = LinearAttentionArgs<T, D, R>;
-  static constexpr bool delta = R == RuleKind::delta, decays = D != DecayKind::none;
-  Shape shape;
-  LinearAttentionShape s;
-  Tensor<T, 4> q, k, v, grad_o;
-  Tensor<A, 4> initial_state, grad_final_state;
-  Tensor<A, log_decay_rank(D)> log_decay;
-  Tensor<A, 3> beta;
-
-  explicit Problem(Shape sh, Gates gates = Gates::mild)
-      : shape(sh),
-        s(sh.sizes()),
-        q(random_tensor<T>(1, s.batch, s.tokens, s.query_heads, s.key_dim)),
-        k(random_tensor<T>(2, s.batch, s.tokens, s.key_heads, s.key_dim)),
-        v(random_tensor<T>(3, s.batch, s.tokens, s.value_heads, s.value_dim)),
-        grad_o(random_tensor<T>(4, s.batch, s.tokens, s.output_heads(), s.value_dim)),
-        initial_state(random_tensor<A>(5, s.batch, s.state_heads(), s.key_dim, s.value_dim)),
-        grad_final_state(random_tensor<A>(6, s.batch, s.state_heads(), s.key_dim, s.value_dim)) {
-    if constexpr (D == DecayKind::per_head) log_decay = Tensor<A, 1>(s.state_heads());
-    if constexpr (D == DecayKind::per_token) log_decay = Tensor<A, 3>(s.batch, s.tokens, s.state_heads());
-    if constexpr (D == DecayKind::per_key) log_decay = Tensor<A, 4>(s.batch, s.tokens, s.state_heads(), s.key_dim);
-    std::mt19937 random(7);
-    for (A& g : log_decay) {
-      const double u = std::uniform_real_distribution<double>(0, 1)(random);
-      g = A(gates == Gates::mild     ? -0.3 * u
-            : gates == Gates::strong ? -20 * u
-            : u < 0.3                ? 0
-            : u < 0.6                ? -50 * u
-                                     : -0.1);
-      if (gates == Gates::mixed_with_resets && u > 0.9) g = -std::numeric_limits<A>::infinity();
-    }
-    if (delta) {
-      beta = random_tensor<A>(8, s.batch, s.tokens, s.state_heads());
-      for (A& b : beta)
-        b = A(0.9) * std::abs(b);          // at 1 a token forgets its key's direction, and little but rounding is left
-      for (Index b = 0; b < s.batch; ++b)  // keys of unit length
-        for (Index t = 0; t < s.tokens; ++t)
-          for (Index h = 0; h < s.key_heads; ++h) {
-            double norm = 1e-6;
-            for (Index i = 0; i < s.key_dim; ++i) norm += double(k(b, t, h, i)) * double(k(b, t, h, i));
-            for (Index i = 0; i < s.key_dim; ++i) k(b, t, h, i) = T(float(double(k(b, t, h, i)) / std::sqrt(norm)));
-          }
-    }
-  }
-
-  Tensor<T, 4> output() const { return nan_tensor<T>(s.batch, s.tokens, s.output_heads(), s.value_dim); }
-  Tensor<A, 4> state() const { return nan_tensor<A>(s.batch, s.state_heads(), s.key_dim, s.value_dim); }
-  Args args(Tensor<T, 4>& o, Tensor<A, 4>& final_state) const {
-    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state};
-    if (decays) a.log_decay = log_decay;
-    if (delta) a.beta = beta;
-    return a;
-  }
-};
-
-/// The same problem in double for the reference.
-struct DoubleProblem {
-  Tensor<double, 4> q, k, v, grad_o, initial_state, grad_final_state, log_decay;
-  Tensor<double, 3> beta;
-  reference::LinearAttentionProblem problem;
-
-  template <class T, DecayKind D, RuleKind R>
-  explicit DoubleProblem(const Problem<T, D, R>& p)
-      : q(converted<double>(p.q.view())),
-        k(converted<double>(p.k.view())),
-        v(converted<double>(p.v.view())),
-        grad_o(converted<double>(p.grad_o.view())),
-        initial_state(converted<double>(p.initial_state.view())),
-        grad_final_state(converted<double>(p.grad_final_state.view())) {
-    problem = {q, k, v, initial_state, 1 / std::sqrt(double(p.s.key_dim))};
-    if constexpr (D != DecayKind::none) {
-      log_decay = converted<double>(spread_log_decay(p.log_decay.view(), p.s));
-      problem.log_decay = log_decay;
-    }
-    if constexpr (R == RuleKind::delta) {
-      beta = converted<double>(p.beta.view());
-      problem.beta = beta;
-    }
-  }
-};
 
 const Shape shapes[] = {
     {.tokens = 0},
@@ -138,15 +33,15 @@ double squared_norm(const Tensor<double, Rank>& x) {
   return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
 }
 
-/// Terms of an output or a gradient, and of a log-decay's gradient, which sums over the whole state.
-Index terms(const Shape& s) { return s.key_dim * (s.tokens + 1); }
+/// Terms of a log-decay's gradient, which sums over the whole state.
 Index decay_terms(const Shape& s) { return s.key_dim * s.value_dim * (s.tokens + 1); }
 
 template <class T, DecayKind D, RuleKind R, ChunkPolicy P = ChunkPolicy{}>
-void check_forward(const Shape& shape, Gates gates) {
+void check_forward(const Shape& shape, Gates gates, Span span) {
   CAPTURE(shape);
   CAPTURE(int(gates));
-  const Problem<T, D, R> p(shape, gates);
+  Problem<T, D, R> p(shape, gates);
+  p.span = span;
   const DoubleProblem d(p);
   Tensor<T, 4> o = p.output();
   auto final_state = p.state();
@@ -158,11 +53,12 @@ void check_forward(const Shape& shape, Gates gates) {
 }
 
 template <class T, DecayKind D, RuleKind R>
-void check_backward(const Shape& shape, Gates gates) {
+void check_backward(const Shape& shape, Gates gates, Span span) {
   using A = Accumulator<T>;
   CAPTURE(shape);
   CAPTURE(int(gates));
-  const Problem<T, D, R> p(shape, gates);
+  Problem<T, D, R> p(shape, gates);
+  p.span = span;
   const DoubleProblem d(p);
   const LinearAttentionShape& s = p.s;
   auto q = nan_tensor<T>(s.batch, s.tokens, s.query_heads, s.key_dim);
@@ -180,7 +76,8 @@ void check_backward(const Shape& shape, Gates gates) {
                                             .grad_v = v,
                                             .initial_state = p.initial_state,
                                             .grad_final_state = p.grad_final_state,
-                                            .grad_initial_state = state};
+                                            .grad_initial_state = state,
+                                            .span = span};
   if (p.decays) args.log_decay = p.log_decay, args.grad_log_decay = log_decay;
   if (p.delta) args.beta = p.beta, args.grad_beta = beta;
   REQUIRE(cpu::linear_attention_backward(args, SerialExecutor{}).ok());
@@ -217,14 +114,14 @@ void check_backward(const Shape& shape, Gates gates) {
 }
 
 template <class T, DecayKind D, RuleKind R>
-void check_member() {
+void check_member(Span span = Span::causal) {
   for (Shape shape : shapes) {
     // A single key of unit length is the whole key space: the delta rule then forgets by 1 - beta at each token, and what is
     // left of early tokens is too ill-conditioned to compare.
     if (R == RuleKind::delta && shape.key_dim == 1) shape.key_dim = 2;
     for (Gates gates : {Gates::mild, Gates::strong, Gates::mixed_with_resets}) {
-      check_forward<T, D, R>(shape, gates);
-      check_backward<T, D, R>(shape, gates);
+      check_forward<T, D, R>(shape, gates, span);
+      check_backward<T, D, R>(shape, gates, span);
       if (D == DecayKind::none) break;
     }
   }
@@ -232,16 +129,28 @@ void check_member() {
 
 }  // namespace
 
-TEST_CASE("additive, decay per head") { check_member<float, DecayKind::per_head, RuleKind::additive>(); }
-TEST_CASE("additive, decay per token") { check_member<float, DecayKind::per_token, RuleKind::additive>(); }
-TEST_CASE("additive, decay per key") { check_member<float, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("additive, decay per head") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_head, RuleKind::additive>(span);
+}
+TEST_CASE("additive, decay per token") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_token, RuleKind::additive>(span);
+}
+TEST_CASE("additive, decay per key") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<float, DecayKind::per_key, RuleKind::additive>(span);
+}
 TEST_CASE("delta, no decay") { check_member<float, DecayKind::none, RuleKind::delta>(); }
 TEST_CASE("delta, decay per head") { check_member<float, DecayKind::per_head, RuleKind::delta>(); }
 TEST_CASE("delta, decay per token") { check_member<float, DecayKind::per_token, RuleKind::delta>(); }
 TEST_CASE("delta, decay per key") { check_member<float, DecayKind::per_key, RuleKind::delta>(); }
 
 TEST_CASE("double") { check_member<double, DecayKind::per_key, RuleKind::delta>(); }
-TEST_CASE("bfloat16") { check_member<Eigen::bfloat16, DecayKind::per_key, RuleKind::additive>(); }
+TEST_CASE("bfloat16") {
+  for (Span span : {Span::causal, Span::bidirectional})
+    check_member<Eigen::bfloat16, DecayKind::per_key, RuleKind::additive>(span);
+}
 TEST_CASE("half") { check_member<Eigen::half, DecayKind::per_token, RuleKind::delta>(); }
 
 TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
@@ -281,11 +190,12 @@ TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
 }
 
 TEST_CASE("the reference's gradients agree with central differences") {
-  const auto check_reference = [](auto member) {
+  const auto check_reference = [](auto member, Span span) {
     using M = decltype(member);
     const Shape shape{
         .batch = 2, .tokens = 5, .query_heads = 4, .key_heads = 1, .value_heads = 2, .key_dim = 3, .value_dim = 2};
     Problem<double, M::decay, M::rule> p(shape);
+    p.span = span;
     DoubleProblem d(p);
     auto o = p.output(), final_state = p.state();
     const auto loss = [&] {
@@ -303,7 +213,8 @@ TEST_CASE("the reference's gradients agree with central differences") {
     if (p.decays) CHECK(gradient_error<4>(loss, d.log_decay, log_decay) < gradient_tolerance);
     if (p.delta) CHECK(gradient_error<3>(loss, d.beta, beta) < gradient_tolerance);
   };
-  check_reference(Member<DecayKind::per_key, RuleKind::additive>{});
-  check_reference(Member<DecayKind::none, RuleKind::delta>{});
-  check_reference(Member<DecayKind::per_key, RuleKind::delta>{});
+  check_reference(Member<DecayKind::per_key, RuleKind::additive>{}, Span::causal);
+  check_reference(Member<DecayKind::per_key, RuleKind::additive>{}, Span::bidirectional);
+  check_reference(Member<DecayKind::none, RuleKind::delta>{}, Span::causal);
+  check_reference(Member<DecayKind::per_key, RuleKind::delta>{}, Span::causal);
 }

@@ -12,8 +12,8 @@ namespace chela::reference {
 struct LinearAttentionProblem {
   TensorView<const double, 4> q, k, v;
   TensorView<const double, 4> initial_state = {};
-  double scale = 1;            ///< multiplies q; bidirectional outputs are also divided by the token count
-  bool bidirectional = false;  ///< without decay and with the additive rule only
+  double scale = 1;  ///< multiplies q; bidirectional outputs without decay are also divided by the token count
+  bool bidirectional = false;                  ///< with the additive rule only
   TensorView<const double, 4> log_decay = {};  ///< [batch, token, state_head, key_dim], or absent for no decay
   TensorView<const double, 3> beta = {};       ///< [batch, token, state_head], or absent for the additive rule
 };
@@ -87,11 +87,41 @@ struct LinearAttentionHead {
   const Tensor<double, 2>& read(Index t) const { return states[std::size_t(p.bidirectional ? tokens : t + 1)]; }
 };
 
+/// scale q_t . k_t: the weight of a token's own value in its output.
+inline double own_weight(const LinearAttentionProblem& p, Index b, Index t, Index h, Index heads) {
+  double sum = 0;
+  for (Index i = 0; i < p.q.extents[3]; ++i)
+    sum += p.q(b, t, h * p.q.extents[2] / heads, i) * p.k(b, t, h * p.k.extents[2] / heads, i);
+  return p.scale * sum;
+}
+
+/// The problem whose outputs see their own and later tokens only, as a causal one along reversed views.
+inline LinearAttentionProblem turned(LinearAttentionProblem p) {
+  p.bidirectional = false, p.initial_state = {};
+  p.q = reversed(p.q, 1), p.k = reversed(p.k, 1), p.v = reversed(p.v, 1), p.log_decay = reversed(p.log_decay, 1);
+  return p;
+}
+
 }  // namespace detail
 
 /// o and, if present, final_state.
 inline void linear_attention(const LinearAttentionProblem& p, TensorView<double, 4> o,
                              TensorView<double, 4> final_state = {}) {
+  if (p.bidirectional &&
+      p.log_decay.present()) {  // what came before, what comes after, and what both count taken off once
+    LinearAttentionProblem causal = p;
+    causal.bidirectional = false;
+    linear_attention(causal, o, final_state);
+    Tensor<double, 4> after(o.extents[0], o.extents[1], o.extents[2], o.extents[3]);
+    linear_attention(detail::turned(p), reversed(after.view(), 1));
+    for (Index b = 0; b < o.extents[0]; ++b)
+      for (Index t = 0; t < o.extents[1]; ++t)
+        for (Index h = 0; h < o.extents[2]; ++h)
+          for (Index j = 0; j < o.extents[3]; ++j)
+            o(b, t, h, j) += after(b, t, h, j) - detail::own_weight(p, b, t, h, o.extents[2]) *
+                                                     p.v(b, t, h * p.v.extents[2] / o.extents[2], j);
+    return;
+  }
   for (Index b = 0; b < o.extents[0]; ++b)
     for (Index h = 0; h < o.extents[2]; ++h) {
       const detail::LinearAttentionHead head(p, b, h, o.extents[2]);
@@ -106,10 +136,58 @@ inline void linear_attention(const LinearAttentionProblem& p, TensorView<double,
     }
 }
 
+inline void linear_attention_backward(const LinearAttentionProblem& p, TensorView<const double, 4> grad_o,
+                                      TensorView<const double, 4> grad_final_state,
+                                      const LinearAttentionGradients& grad);
+
+namespace detail {
+
+/// The bidirectional span with decay: the gradients of both directions, less those of the own terms that both count.
+inline void two_way_backward(const LinearAttentionProblem& p, TensorView<const double, 4> grad_o,
+                             TensorView<const double, 4> grad_final_state, const LinearAttentionGradients& grad) {
+  LinearAttentionProblem causal = p;
+  causal.bidirectional = false;
+  linear_attention_backward(causal, grad_o, grad_final_state, grad);
+
+  const auto like = [](TensorView<const double, 4> x) {
+    return Tensor<double, 4>(x.extents[0], x.extents[1], x.extents[2], x.extents[3]);
+  };
+  Tensor<double, 4> q = like(grad.q), k = like(grad.k), v = like(grad.v), g = like(grad.log_decay);
+  Tensor<double, 4> nobody = like(grad.initial_state);
+  linear_attention_backward(turned(p), reversed(grad_o, 1), {}, {q, k, v, nobody, g});
+  const auto add_reversed = [](TensorView<double, 4> to, TensorView<double, 4> from) {
+    from = reversed(from, 1);
+    for (Index b = 0; b < to.extents[0]; ++b)
+      for (Index t = 0; t < to.extents[1]; ++t)
+        for (Index h = 0; h < to.extents[2]; ++h)
+          for (Index i = 0; i < to.extents[3]; ++i) to(b, t, h, i) += from(b, t, h, i);
+  };
+  add_reversed(grad.q, q), add_reversed(grad.k, k), add_reversed(grad.v, v), add_reversed(grad.log_decay, g);
+
+  const Index heads = grad_o.extents[2];
+  for (Index b = 0; b < grad_o.extents[0]; ++b)
+    for (Index t = 0; t < grad_o.extents[1]; ++t)
+      for (Index h = 0; h < heads; ++h) {
+        const Index hq = h * p.q.extents[2] / heads, hk = h * p.k.extents[2] / heads, hv = h * p.v.extents[2] / heads;
+        double from_weight = 0;
+        for (Index j = 0; j < p.v.extents[3]; ++j) {
+          from_weight += p.scale * grad_o(b, t, h, j) * p.v(b, t, hv, j);
+          grad.v(b, t, hv, j) -= own_weight(p, b, t, h, heads) * grad_o(b, t, h, j);
+        }
+        for (Index i = 0; i < p.q.extents[3]; ++i) {
+          grad.q(b, t, hq, i) -= from_weight * p.k(b, t, hk, i);
+          grad.k(b, t, hk, i) -= from_weight * p.q(b, t, hq, i);
+        }
+      }
+}
+
+}  // namespace detail
+
 /// Every gradient, by walking the recurrence back. All outputs that belong to the member must be present; they are overwritten.
 inline void linear_attention_backward(const LinearAttentionProblem& p, TensorView<const double, 4> grad_o,
                                       TensorView<const double, 4> grad_final_state,
                                       const LinearAttentionGradients& grad) {
+  if (p.bidirectional && p.log_decay.present()) return detail::two_way_backward(p, grad_o, grad_final_state, grad);
   const auto clear = [](auto x) {
     if (x.present()) std::fill_n(x.data, x.size(), 0.0);  // outputs are contiguous
   };

@@ -11,15 +11,15 @@
 namespace chela::cpu::detail {
 
 /// Forward: o_t = (query_factor q_t)^T S_t and, if present, the errors e_t = v_t - (Diag(a_t) S_{t-1})^T k_t.
-template <class T, class O>
+template <class T, class O, class S = Accumulator<T>>
 struct DeltaPass {
   using A = Accumulator<T>;
+  SequenceBatch sequences;
   TensorView<const T, 4> q, k, v;  ///< [batch, token, heads / any divisor, dim]
   TensorView<const A, 3> beta;     ///< [batch, token, heads / any divisor]
   TensorView<O, 4> o = {};         ///< [batch, token, head, value_dim], or absent
   TensorView<A, 4> errors = {};    ///< [batch, token, head, value_dim], or absent
-  TensorView<const A, 4> initial_state = {};
-  TensorView<A, 4> final_state = {};
+  WalkStates<S> states = {};
   A query_factor = 1;
   WalkDecay<A> decay = {};  ///< on keys
   Index heads = 0;
@@ -30,12 +30,12 @@ struct DeltaPass {
 template <class T>
 struct DeltaAdjointPass {
   using A = Accumulator<T>;
+  SequenceBatch sequences;
   TensorView<const T, 4> q, k;
   TensorView<const A, 3> beta;
   TensorView<const T, 4> grad_o;  ///< [batch, token, head, value_dim]
   TensorView<A, 4> grad_u;        ///< [batch, token, head, value_dim]
-  TensorView<const A, 4> initial_state = {};
-  TensorView<A, 4> final_state = {};
+  WalkStates<A> states = {};
   A query_factor = 1;
   WalkDecay<A> decay = {};  ///< on keys, after_token
 };
@@ -82,8 +82,8 @@ void pack_column(TensorView<const A, 3> x, const TileAt<A>& at, Index heads, A* 
   for (Index t = 0; t < at.count; ++t) to[t] = x(at.batch, at.begin + t, head);
 }
 
-template <ChunkPolicy P, bool Decays, class T, class O, Executor E>
-void delta_pass(const DeltaPass<T, O>& pass, const E& executor) {
+template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
+void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   using A = Accumulator<T>;
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.heads;
@@ -112,7 +112,7 @@ void delta_pass(const DeltaPass<T, O>& pass, const E& executor) {
       A* at_end = take(at.keys);
       std::copy_n(k, at.count * at.keys, reads);
       tile.reads = reads;
-      const TileLogDecays<A> g = pass.decay.tile(at.batch, at.head, heads, at.begin, at.count, at.column, at.width);
+      const TileLogDecays<A> g = pass.decay.tile(at, heads);
       const auto folded =
           fold_decay<A>(g, at.count, at.keys, reads, std::array{q}, std::array{k}, kept, inverse, at_end);
       tile.decay = folded.in_sweep;
@@ -127,8 +127,8 @@ void delta_pass(const DeltaPass<T, O>& pass, const E& executor) {
     if (pass.o.present()) unpack_rows(o, at.padded, at.columns(pass.o, heads));
     if (pass.errors.present()) unpack_rows(errors, at.padded, at.columns(pass.errors, heads));
   };
-  walk_states(StateWalk<A>{pass.q.extents[0], pass.q.extents[1], heads, pass.q.extents[3], pass.v.extents[3],
-                           pass.initial_state, pass.final_state, pass.decay, tile_len, P.value_tile},
+  walk_states(StateWalk<A, S>{pass.sequences, heads, pass.q.extents[3], pass.v.extents[3], pass.states, pass.decay,
+                              tile_len, P.value_tile},
               scratch_size, body, executor);
 }
 
@@ -164,7 +164,7 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
       A* at_end = take(at.keys);
       std::copy_n(k, at.count * at.keys, reads);
       tile.reads = reads;
-      const TileLogDecays<A> g = pass.decay.tile(at.batch, at.head, heads, at.begin, at.count, at.column, at.width);
+      const TileLogDecays<A> g = pass.decay.tile(at, heads);
       const auto folded =
           fold_decay<A>(g, at.count, at.keys, reads, std::array<A*, 0>{}, std::array{q, k}, kept, inverse, at_end);
       tile.decay = folded.in_sweep;
@@ -178,8 +178,8 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
     }
     unpack_rows(grad_u, at.padded, at.columns(pass.grad_u, heads));
   };
-  walk_states(StateWalk<A>{pass.q.extents[0], pass.q.extents[1], heads, pass.q.extents[3], pass.grad_o.extents[3],
-                           pass.initial_state, pass.final_state, pass.decay, tile_len, P.value_tile},
+  walk_states(StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states, pass.decay,
+                           tile_len, P.value_tile},
               scratch_size, body, executor);
 }
 

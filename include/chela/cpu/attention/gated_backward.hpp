@@ -44,8 +44,8 @@ void beta_gradient(TensorView<const A, 4> grad_u, TensorView<const A, 4> errors,
 }
 
 /// Log-decay gradients into the shape of the log-decay: summed over the axes it does not have.
-template <DecayKind D, class T, class A, Executor E>
-void store_decay_gradient(const DecayGradientTerms<T>& terms, TensorView<A, log_decay_rank(D)> grad,
+template <DecayKind D, class T, class S, class A, Executor E>
+void store_decay_gradient(const DecayGradientTerms<T, S>& terms, TensorView<A, log_decay_rank(D)> grad,
                           const E& executor) {
   if constexpr (D == DecayKind::per_key) {
     const auto add = [&](Index b, Index t, Index h, Index i, double g) { grad(b, t, h, i) = A(g); };
@@ -71,15 +71,31 @@ void store_decay_gradient(const DecayGradientTerms<T>& terms, TensorView<A, log_
   }
 }
 
-template <ChunkPolicy P, class T, DecayKind D, RuleKind R, Executor E>
-void gated_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& executor) {
+/// Where the gradients of a pass go: those that are absent are not computed.
+template <class G, class A, DecayKind D>
+struct GradientTargets {
+  TensorView<G, 4> q, k, v;
+  TensorView<A, 4> initial_state;  ///< key major
+  TensorView<A, log_decay_rank(D)> log_decay;
+  TensorView<A, 3> beta;
+};
+
+/// Gradients of a causal pass into `to` (those among the arguments are not looked at); or, with Order before_write, of a pass
+/// whose outputs do not see their own tokens.
+template <ChunkPolicy P, ReadOrder Order = ReadOrder::after_write, class T, DecayKind D, RuleKind R, AttentionForm F,
+          class G, Executor E>
+void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const SequenceBatch& sequences,
+                    const GradientTargets<G, Accumulator<T>, D>& to, const E& executor) {
   using A = Accumulator<T>;
+  using S = StateOf<T, F>;
+  static_assert(R == RuleKind::additive || Order == ReadOrder::after_write);
   constexpr bool decays = D != DecayKind::none, delta = R == RuleKind::delta;
   constexpr ReadOrder own_term_apart = ReadOrder::before_write;
   const LinearAttentionShape s = linear_attention_shape(args.q, args.k, args.v);
-  const A scale = attention_scale(args.scale, args.span, s);
+  const A scale = attention_scale(args.scale, s);
   const Index heads = s.output_heads();
   const auto back = [](auto x) { return reversed(x, 1); };
+  const SequenceBatch sequences_back = back_in_time(sequences);
   const auto walked = [&](DecaySide side, bool after_token) {
     if constexpr (!decays) return WalkDecay<A>{};
     const TensorView<const A, 4> g = spread_log_decay(args.log_decay, s);
@@ -87,30 +103,31 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& e
   };
   const auto per_head = [&](Index dim) { return Tensor<A, 4>(s.batch, s.tokens, heads, dim); };
 
-  const bool wants_decay = args.grad_log_decay.present();
-  const bool wants_q = args.grad_q.present() || wants_decay, wants_k = args.grad_k.present() || wants_decay;
-  const bool wants_initial = args.grad_initial_state.present() || (wants_decay && args.initial_state.present());
-  const bool wants_u = args.grad_v.present() || args.grad_beta.present() || wants_initial || (delta && wants_k);
+  const bool wants_decay = to.log_decay.present();
+  const bool wants_q = to.q.present() || wants_decay, wants_k = to.k.present() || wants_decay;
+  const bool wants_initial = to.initial_state.present() || (wants_decay && args.initial_state.present());
+  const bool wants_u = to.v.present() || to.beta.present() || wants_initial || (delta && wants_k);
   Tensor<A, 4> own_initial;  // the log-decay's gradient needs that of the initial state, wanted or not
-  TensorView<A, 4> grad_initial = args.grad_initial_state;
+  TensorView<A, 4> grad_initial = to.initial_state;
   if (wants_initial && !grad_initial.present()) {
-    own_initial = Tensor<A, 4>(s.batch, s.state_heads(), s.key_dim, s.value_dim);
+    own_initial = Tensor<A, 4>(sequences.size(), s.state_heads(), s.key_dim, s.value_dim);
     grad_initial = own_initial;
   }
-  const EnteringGradient<A> entering(args.grad_final_state, s);
-  const TensorView<const A, 4> initial_t = transposed(args.initial_state, 2, 3);
+  const EnteringGradient<A> entering(key_major<F>(args.grad_final_state), s);
+  const TensorView<const S, 4> initial = key_major<F>(args.initial_state);
 
   Tensor<A, 4> errors, written;  // e and u = beta e of the delta rule
   if constexpr (delta) {
     errors = Tensor<A, 4>(s.batch, s.tokens, s.state_heads(), s.value_dim), written = errors;
-    delta_pass<P, decays>(DeltaPass<T, A>{.q = args.k,
-                                          .k = args.k,
-                                          .v = args.v,
-                                          .beta = args.beta,
-                                          .errors = errors,
-                                          .initial_state = args.initial_state,
-                                          .decay = walked(DecaySide::keys, false),
-                                          .heads = s.state_heads()},
+    delta_pass<P, decays>(DeltaPass<T, A, S>{.sequences = sequences,
+                                             .q = args.k,
+                                             .k = args.k,
+                                             .v = args.v,
+                                             .beta = args.beta,
+                                             .errors = errors,
+                                             .states = {.initial = initial},
+                                             .decay = walked(DecaySide::keys, false),
+                                             .heads = s.state_heads()},
                           executor);
     scale_by_beta<A>(errors.view(), args.beta, written.view(), executor);
   }
@@ -127,28 +144,28 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& e
     grad_u = per_head(s.value_dim);
     LeavingGradient<A> leaving(grad_initial, s);
     if constexpr (delta) {
-      delta_adjoint_pass<P, decays>(DeltaAdjointPass<T>{.q = back(args.q),
+      delta_adjoint_pass<P, decays>(DeltaAdjointPass<T>{.sequences = sequences_back,
+                                                        .q = back(args.q),
                                                         .k = back(args.k),
                                                         .beta = back(args.beta),
                                                         .grad_o = back(args.grad_o),
                                                         .grad_u = back(grad_u.view()),
-                                                        .initial_state = entering.view(),
-                                                        .final_state = leaving.view(),
+                                                        .states = {.initial = entering.view(), .final = leaving.view()},
                                                         .query_factor = scale,
                                                         .decay = walked(DecaySide::keys, true)},
                                     executor);
       beta_grad_u = per_head(s.value_dim);
       scale_by_beta<A>(std::as_const(grad_u).view(), args.beta, beta_grad_u.view(), executor);
     } else {
-      run_pass<P, decays>(LinearPass<T, T, T, A>{.q = back(args.k),
-                                                 .k = back(args.q),
-                                                 .v = back(args.grad_o),
-                                                 .o = back(grad_u.view()),
-                                                 .initial_state = entering.view(),
-                                                 .final_state = leaving.view(),
-                                                 .key_factor = scale,
-                                                 .decay = walked(DecaySide::keys, true)},
-                          executor);
+      run_pass<P, decays, Order>(LinearPass<T, T, T, A>{.sequences = sequences_back,
+                                                        .q = back(args.k),
+                                                        .k = back(args.q),
+                                                        .v = back(args.grad_o),
+                                                        .o = back(grad_u.view()),
+                                                        .states = {.initial = entering.view(), .final = leaving.view()},
+                                                        .key_factor = scale,
+                                                        .decay = walked(DecaySide::keys, true)},
+                                 executor);
     }
     leaving.finish(executor);
   }
@@ -156,65 +173,70 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& e
   Tensor<A, 4> grad_q, write, read;
   if (wants_q) {
     grad_q = per_head(s.key_dim);
-    run_pass<P, decays, own_term_apart>(LinearPass<T, U, T, A>{.q = args.grad_o,
-                                                               .k = u,
-                                                               .v = args.k,
-                                                               .o = grad_q,
-                                                               .initial_state = initial_t,
-                                                               .query_factor = scale,
-                                                               .decay = walked(DecaySide::values, false)},
+    run_pass<P, decays, own_term_apart>(LinearPass<T, U, T, A, S>{.sequences = sequences,
+                                                                  .q = args.grad_o,
+                                                                  .k = u,
+                                                                  .v = args.k,
+                                                                  .o = grad_q,
+                                                                  .states = {.initial = transposed(initial, 2, 3)},
+                                                                  .query_factor = scale,
+                                                                  .decay = walked(DecaySide::values, false)},
                                         executor);
   }
   if (wants_k) {
     write = per_head(s.key_dim);
-    run_pass<P, decays, own_term_apart>(LinearPass<U, T, T, A>{.q = back(u),
+    run_pass<P, decays, own_term_apart>(LinearPass<U, T, T, A>{.sequences = sequences_back,
+                                                               .q = back(u),
                                                                .k = back(args.grad_o),
                                                                .v = back(args.q),
                                                                .o = back(write.view()),
-                                                               .initial_state = transposed(entering.view(), 2, 3),
+                                                               .states = {.initial = transposed(entering.view(), 2, 3)},
                                                                .key_factor = scale,
                                                                .decay = walked(DecaySide::values, true)},
                                         executor);
     if constexpr (delta) {
       const TensorView<const A, 4> leaving_u = std::as_const(beta_grad_u).view();
       read = per_head(s.key_dim);
-      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A>{.q = back(u),
+      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A>{.sequences = sequences_back,
+                                                                 .q = back(u),
                                                                  .k = back(leaving_u),
                                                                  .v = back(args.k),
                                                                  .o = back(read.view()),
                                                                  .decay = walked(DecaySide::values, true)},
                                           executor);
       add_scaled(write, A(-1), read, executor);
-      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A>{.q = leaving_u,
-                                                                 .k = u,
-                                                                 .v = args.k,
-                                                                 .o = read,
-                                                                 .initial_state = initial_t,
-                                                                 .query_factor = A(-1),
-                                                                 .decay = walked(DecaySide::values, false)},
+      run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A, S>{.sequences = sequences,
+                                                                    .q = leaving_u,
+                                                                    .k = u,
+                                                                    .v = args.k,
+                                                                    .o = read,
+                                                                    .states = {.initial = transposed(initial, 2, 3)},
+                                                                    .query_factor = A(-1),
+                                                                    .decay = walked(DecaySide::values, false)},
                                           executor);
     }
   }
 
   if constexpr (decays) {
     if (wants_decay)
-      store_decay_gradient<D>(
-          DecayGradientTerms<T>{args.q, args.k, std::as_const(grad_q).view(), std::as_const(read).view(),
-                                std::as_const(write).view(), args.initial_state, grad_initial,
-                                spread_log_decay(args.log_decay, s)},
-          args.grad_log_decay, executor);
+      store_decay_gradient<D>(DecayGradientTerms<T, S>{sequences, args.q, args.k, std::as_const(grad_q).view(),
+                                                       std::as_const(read).view(), std::as_const(write).view(), initial,
+                                                       grad_initial, spread_log_decay(args.log_decay, s)},
+                              to.log_decay, executor);
   }
-  if (args.grad_q.present()) {
-    add_own_term<A>(args.grad_o, u, scale, args.k, grad_q.view(), executor);
-    sum_head_runs<A>(grad_q.view(), args.grad_q, executor);
+  if (to.q.present()) {
+    if constexpr (Order == ReadOrder::after_write)
+      add_own_term<A>(args.grad_o, u, scale, args.k, grad_q.view(), executor);
+    sum_head_runs<A>(grad_q.view(), to.q, executor);
   }
-  if (args.grad_k.present()) {
-    add_own_term<A>(args.grad_o, u, scale, args.q, write.view(), executor);
+  if (to.k.present()) {
+    if constexpr (Order == ReadOrder::after_write)
+      add_own_term<A>(args.grad_o, u, scale, args.q, write.view(), executor);
     if constexpr (delta) add_scaled(write, A(1), read, executor);
-    sum_head_runs<A>(write.view(), args.grad_k, executor);
+    sum_head_runs<A>(write.view(), to.k, executor);
   }
-  if (args.grad_beta.present()) beta_gradient<A>(grad_u.view(), errors.view(), args.grad_beta, executor);
-  if (args.grad_v.present()) sum_head_runs<A>((delta ? beta_grad_u : grad_u).view(), args.grad_v, executor);
+  if (to.beta.present()) beta_gradient<A>(grad_u.view(), errors.view(), to.beta, executor);
+  if (to.v.present()) sum_head_runs<A>((delta ? beta_grad_u : grad_u).view(), to.v, executor);
 }
 
 }  // namespace chela::cpu::detail

@@ -7,65 +7,107 @@
 #include "chela/cpu/attention/linear_backward.hpp"
 #include "chela/cpu/attention/linear_pass.hpp"
 #include "chela/cpu/attention/linear_step.hpp"
+#include "chela/cpu/attention/two_way.hpp"
 #include "chela/cpu/element.hpp"
 
 namespace chela::cpu {
 
-/// Outputs and final state of one pass. Any strides, any sizes, token counts of zero included. A call that continues from the
-/// final state of another gives the same bits as one call over both when the cut is a multiple of the policy's chunk_len (and
-/// for any cut without decay by token recurrence), else the same answer to rounding.
-template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, Executor E>
-Status linear_attention(const LinearAttentionArgs<T, D, R>& args, const E& executor) {
-  using A = Accumulator<T>;
-  if (Status s = check(args); !s.ok()) return s;
+namespace detail {
+
+/// The states of a forward pass as its walk sees them.
+template <class T, DecayKind D, RuleKind R, AttentionForm F>
+WalkStates<StateOf<T, F>> states_of(const LinearAttentionArgs<T, D, R, F>& args) {
+  return {.initial = key_major<F>(args.initial_state),
+          .final = key_major<F>(args.final_state),
+          .slots = args.state_slots,
+          .boundary = key_major<F>(args.boundary_states),
+          .boundary_every = args.boundary_every,
+          .last = key_major<F>(args.last_states)};
+}
+
+template <ChunkPolicy P, class T, DecayKind D, AttentionForm F, Executor E>
+void forward(const LinearAttentionArgs<T, D, RuleKind::additive, F>& args, const E& executor) {
+  constexpr bool decays = D != DecayKind::none;
   const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
-  const A scale = attention_scale(args.scale, args.span, shape);
-  detail::WalkDecay<A> decay;
-  if constexpr (D != DecayKind::none) decay = {spread_log_decay(args.log_decay, shape), DecaySide::keys, false};
-  if constexpr (R == RuleKind::additive) {
-    detail::run_pass<P, D != DecayKind::none>(
-        detail::LinearPass<T, T, T, T>{.q = args.q,
-                                       .k = args.k,
-                                       .v = args.v,
-                                       .o = args.o,
-                                       .initial_state = args.initial_state,
-                                       .final_state = args.final_state,
-                                       .query_factor = scale,
-                                       .everything = args.span == Span::bidirectional,
-                                       .decay = decay},
-        executor);
+  const bool everything = args.span == Span::bidirectional;
+  LinearPass<T, T, T, T, StateOf<T, F>> pass{.sequences = sequences_of(args),
+                                             .q = args.q,
+                                             .k = args.k,
+                                             .v = args.v,
+                                             .o = args.o,
+                                             .states = states_of(args),
+                                             .query_factor = attention_scale(args.scale, shape)};
+  if constexpr (decays) {
+    if (everything) return two_way_pass<P>(args, executor);
+    pass.decay = {spread_log_decay(args.log_decay, shape), DecaySide::keys, false};
   } else {
-    detail::delta_pass<P, D != DecayKind::none>(detail::DeltaPass<T, T>{.q = args.q,
-                                                                        .k = args.k,
-                                                                        .v = args.v,
-                                                                        .beta = args.beta,
-                                                                        .o = args.o,
-                                                                        .initial_state = args.initial_state,
-                                                                        .final_state = args.final_state,
-                                                                        .query_factor = scale,
-                                                                        .decay = decay,
-                                                                        .heads = shape.output_heads()},
-                                                executor);
+    if (everything) pass.everything = Everything::over_queries;
   }
+  run_pass<P, decays>(pass, executor);
+}
+
+template <ChunkPolicy P, class T, DecayKind D, AttentionForm F, Executor E>
+void forward(const LinearAttentionArgs<T, D, RuleKind::delta, F>& args, const E& executor) {
+  const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
+  DeltaPass<T, T, StateOf<T, F>> pass{.sequences = sequences_of(args),
+                                      .q = args.q,
+                                      .k = args.k,
+                                      .v = args.v,
+                                      .beta = args.beta,
+                                      .o = args.o,
+                                      .states = states_of(args),
+                                      .query_factor = attention_scale(args.scale, shape),
+                                      .heads = shape.output_heads()};
+  if constexpr (D != DecayKind::none) pass.decay = {spread_log_decay(args.log_decay, shape), DecaySide::keys, false};
+  delta_pass<P, D != DecayKind::none>(pass, executor);
+}
+
+template <ChunkPolicy P, class T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
+void backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& executor) {
+  if constexpr (D == DecayKind::none && R == RuleKind::additive) {
+    plain_backward<P>(args, executor);
+  } else {
+    if constexpr (R == RuleKind::additive)
+      if (args.span == Span::bidirectional) return two_way_backward<P>(args, executor);
+    gated_backward<P>(args, sequences_of(args),
+                      GradientTargets<T, Accumulator<T>, D>{args.grad_q, args.grad_k, args.grad_v,
+                                                            key_major<F>(args.grad_initial_state), args.grad_log_decay,
+                                                            args.grad_beta},
+                      executor);
+  }
+}
+
+}  // namespace detail
+
+/// Outputs and states of one pass. Any strides, any sizes, token counts of zero included. A call that continues from the final
+/// state of another gives the same bits as one call over both when the cut is a multiple of the policy's chunk_len (and for
+/// any cut without decay by token recurrence), else the same answer to rounding.
+template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
+Status linear_attention(const LinearAttentionArgs<T, D, R, F>& args, const E& executor) {
+  if (Status s = check(args); !s.ok()) return s;
+  if (Status s = check_indices(args); !s.ok()) return s;
+  if (args.boundary_states.present() && args.boundary_every % P.chunk_len != 0)
+    return {Code::bad_value,
+            "boundary_every must be a multiple of the policy's chunk_len: states are kept between chunks"};
+  detail::forward<PolicyConstant<P>::value>(args, executor);
   return {};
 }
 
 /// Gradients with respect to q, k, v, log-decay, beta and the initial state; those that are absent are not computed. Nothing of
 /// the forward pass needs keeping. Shared heads sum the parts of their run in order.
-template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, Executor E>
-Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R>& args, const E& executor) {
+template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
+Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
-  if constexpr (D == DecayKind::none && R == RuleKind::additive)
-    detail::plain_backward<P>(args, executor);
-  else
-    detail::gated_backward<P>(args, executor);
+  if (Status s = check_offsets(sequences_of(args)); !s.ok()) return s;
+  detail::backward<PolicyConstant<P>::value>(args, executor);
   return {};
 }
 
 /// One token per sequence: the state is swept once, in place. Without decay the same bits as a pass of one token.
-template <Element T, DecayKind D, RuleKind R, Executor E>
-Status linear_attention_step(const LinearAttentionStepArgs<T, D, R>& args, const E& executor) {
+template <Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
+Status linear_attention_step(const LinearAttentionStepArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
+  if (Status s = check_indices(as_pass(args)); !s.ok()) return s;
   detail::step_states(args, executor);
   return {};
 }

@@ -47,10 +47,10 @@ class EnteringGradient {
   EnteringGradient(TensorView<const A, 4> grad_final_state, const LinearAttentionShape& s) : view_(grad_final_state) {
     const Index heads = s.output_heads(), per_state = heads / s.state_heads();
     if (!view_.present() || per_state == 1) return;
-    spread_ = Tensor<A, 4>(s.batch, heads, s.key_dim, s.value_dim);
-    for (Index b = 0; b < s.batch; ++b)
+    spread_ = Tensor<A, 4>(view_.extents[0], heads, s.key_dim, s.value_dim);
+    for (Index i = 0; i < view_.extents[0]; ++i)
       for (Index head = 0; head < s.state_heads(); ++head)
-        pack_rows(slice(slice(view_, b), head), A(1), &spread_(b, head * per_state, 0, 0), s.value_dim);
+        pack_rows(slice(slice(view_, i), head), A(1), &spread_(i, head * per_state, 0, 0), s.value_dim);
     view_ = spread_;
   }
   TensorView<const A, 4> view() const { return view_; }
@@ -66,7 +66,7 @@ class LeavingGradient {
  public:
   LeavingGradient(TensorView<A, 4> grad_initial_state, const LinearAttentionShape& s) : wanted_(grad_initial_state) {
     if (wanted_.present() && s.output_heads() > s.state_heads())
-      parts_ = Tensor<A, 4>(s.batch, s.output_heads(), s.key_dim, s.value_dim);
+      parts_ = Tensor<A, 4>(wanted_.extents[0], s.output_heads(), s.key_dim, s.value_dim);
   }
   TensorView<A, 4> view() { return parts_.data() ? parts_.view() : wanted_; }
   template <Executor E>
@@ -80,61 +80,72 @@ class LeavingGradient {
   Tensor<A, 4> parts_;
 };
 
+/// The same sequences along views whose token axis is reversed.
+constexpr SequenceBatch back_in_time(SequenceBatch sequences) {
+  sequences.reversed = !sequences.reversed;
+  return sequences;
+}
+
 /// A gradient pass of every output head into `grad`, which may have fewer heads: then their parts are summed in order.
-template <ChunkPolicy P, class T, Executor E>
-void run_gradient_pass(LinearPass<T, T, T, T> pass, TensorView<T, 4> grad, Index heads, const E& executor) {
+template <ChunkPolicy P, class T, class S, Executor E>
+void run_gradient_pass(LinearPass<T, T, T, T, S> pass, TensorView<T, 4> grad, Index heads, const E& executor) {
   using A = Accumulator<T>;
   pass.o = grad;
   if (grad.extents[2] == heads) return run_pass<P, false>(pass, executor);
   Tensor<A, 4> parts(grad.extents[0], grad.extents[1], heads, grad.extents[3]);
-  run_pass<P, false>(LinearPass<T, T, T, A>{pass.q, pass.k, pass.v, parts.view(), pass.initial_state, pass.final_state,
-                                            pass.query_factor, pass.key_factor, pass.everything},
+  run_pass<P, false>(LinearPass<T, T, T, A, S>{pass.sequences, pass.q, pass.k, pass.v, parts.view(), pass.states,
+                                               pass.query_factor, pass.key_factor, pass.everything},
                      executor);
   sum_head_runs<A>(parts.view(), grad, executor);
 }
 
 /// Without decay, additive: three walks straight into the gradients.
-template <ChunkPolicy P, class T, Executor E>
-void plain_backward(const LinearAttentionBackwardArgs<T>& args, const E& executor) {
+template <ChunkPolicy P, class T, AttentionForm F, Executor E>
+void plain_backward(const LinearAttentionBackwardArgs<T, DecayKind::none, RuleKind::additive, F>& args,
+                    const E& executor) {
   using A = Accumulator<T>;
-  using Pass = LinearPass<T, T, T, T>;
   const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
-  const A scale = attention_scale(args.scale, args.span, shape);
+  const A scale = attention_scale(args.scale, shape);
   const bool everything = args.span == Span::bidirectional;
+  const auto over = [&](Everything side) { return everything ? side : Everything::no; };
   const Index heads = shape.output_heads();
   const auto back = [](auto x) { return reversed(x, 1); };
+  const SequenceBatch sequences = sequences_of(args), sequences_back = back_in_time(sequences);
 
   if (args.grad_q.present())
-    run_gradient_pass<P>(Pass{.q = args.grad_o,
-                              .k = args.v,
-                              .v = args.k,
-                              .o = {},
-                              .initial_state = transposed(args.initial_state, 2, 3),
-                              .query_factor = scale,
-                              .everything = everything},
-                         args.grad_q, heads, executor);
-  const EnteringGradient<A> entering(args.grad_final_state, shape);
+    run_gradient_pass<P>(
+        LinearPass<T, T, T, T, StateOf<T, F>>{.sequences = sequences,
+                                              .q = args.grad_o,
+                                              .k = args.v,
+                                              .v = args.k,
+                                              .o = {},
+                                              .states = {.initial = transposed(key_major<F>(args.initial_state), 2, 3)},
+                                              .query_factor = scale,
+                                              .everything = over(Everything::over_queries)},
+        args.grad_q, heads, executor);
+  const EnteringGradient<A> entering(key_major<F>(args.grad_final_state), shape);
   if (args.grad_k.present())
-    run_gradient_pass<P>(Pass{.q = back(args.v),
-                              .k = back(args.grad_o),
-                              .v = back(args.q),
-                              .o = {},
-                              .initial_state = transposed(entering.view(), 2, 3),
-                              .key_factor = scale,
-                              .everything = everything},
+    run_gradient_pass<P>(LinearPass<T, T, T, T>{.sequences = sequences_back,
+                                                .q = back(args.v),
+                                                .k = back(args.grad_o),
+                                                .v = back(args.q),
+                                                .o = {},
+                                                .states = {.initial = transposed(entering.view(), 2, 3)},
+                                                .key_factor = scale,
+                                                .everything = over(Everything::over_keys)},
                          back(args.grad_k), heads, executor);
   if (args.grad_v.present() || args.grad_initial_state.present()) {
     Tensor<T, 4> unwanted;
     if (!args.grad_v.present()) unwanted = Tensor<T, 4>(shape.batch, shape.tokens, shape.value_heads, shape.value_dim);
-    LeavingGradient<A> leaving(args.grad_initial_state, shape);
-    run_gradient_pass<P>(Pass{.q = back(args.k),
-                              .k = back(args.q),
-                              .v = back(args.grad_o),
-                              .o = {},
-                              .initial_state = entering.view(),
-                              .final_state = leaving.view(),
-                              .key_factor = scale,
-                              .everything = everything},
+    LeavingGradient<A> leaving(key_major<F>(args.grad_initial_state), shape);
+    run_gradient_pass<P>(LinearPass<T, T, T, T>{.sequences = sequences_back,
+                                                .q = back(args.k),
+                                                .k = back(args.q),
+                                                .v = back(args.grad_o),
+                                                .o = {},
+                                                .states = {.initial = entering.view(), .final = leaving.view()},
+                                                .key_factor = scale,
+                                                .everything = over(Everything::over_keys)},
                          back(args.grad_v.present() ? args.grad_v : unwanted.view()), heads, executor);
     leaving.finish(executor);
   }
@@ -161,32 +172,34 @@ void add_own_term(TensorView<const X, 4> x, TensorView<const Y, 4> y, A factor, 
 }
 
 /// What the log-decay's gradient is summed from, all per output head; `read` is absent for the additive rule.
-template <class T>
+template <class T, class S>
 struct DecayGradientTerms {
   using A = Accumulator<T>;
+  SequenceBatch sequences;
   TensorView<const T, 4> q, k;
   TensorView<const A, 4> grad_q, read, write;  ///< [batch, token, head, key_dim], own terms left out
-  TensorView<const A, 4> initial_state;        ///< S_0 [batch, state_head, key_dim, value_dim], or absent
+  TensorView<const S, 4> initial_state;        ///< S_0 [sequence, state_head, key_dim, value_dim], or absent
   TensorView<const A, 4> grad_initial_state;   ///< X_0, the same
   TensorView<const A, 4> log_decay;            ///< spread over [batch, token, state_head, key_dim]
 };
 
 /// Hands add(batch, token, state_head, key, gradient) every element of the log-decay's gradient, token by token.
-template <class T, class Add, Executor E>
-void sum_decay_gradient(const DecayGradientTerms<T>& terms, const Add& add, const E& executor) {
+template <class T, class S, class Add, Executor E>
+void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, const E& executor) {
   using A = Accumulator<T>;
-  const Index tokens = terms.q.extents[1], key_dim = terms.q.extents[3], heads = terms.grad_q.extents[2];
+  const Index key_dim = terms.q.extents[3], heads = terms.grad_q.extents[2];
   const Index state_heads = terms.log_decay.extents[2], run_length = heads / state_heads;
-  executor.for_each(terms.q.extents[0] * state_heads, [&](Index task, int) {
-    const Index b = task / state_heads, hs = task % state_heads;
+  executor.for_each(terms.sequences.size() * state_heads, [&](Index task, int) {
+    const Index index = task / state_heads, hs = task % state_heads;
+    const auto [b, begin, count] = terms.sequences[index];
     const auto g = head_matrix(terms.log_decay, b, hs, state_heads);
     std::vector<double> sum(std::size_t(key_dim), 0.0);  // double: the terms of long sequences nearly cancel
     if (terms.initial_state.present())
       for (Index i = 0; i < key_dim; ++i)
         for (Index j = 0; j < terms.initial_state.extents[3]; ++j)
-          sum[std::size_t(i)] +=
-              double(terms.initial_state(b, hs, i, j)) * double(terms.grad_initial_state(b, hs, i, j));
-    for (Index t = 0; t < tokens; ++t) {
+          sum[std::size_t(i)] += double(static_cast<A>(terms.initial_state(index, hs, i, j))) *
+                                 double(terms.grad_initial_state(index, hs, i, j));
+    for (Index t = begin; t < begin + count; ++t) {
       for (Index i = 0; i < key_dim; ++i) {
         if (std::exp(g(t, i)) == 0) sum[std::size_t(i)] = 0;  // nothing before a reset depends on how hard it was
         add(b, t, hs, i, sum[std::size_t(i)]);

@@ -8,32 +8,34 @@
 
 namespace chela::cpu::detail {
 
+/// Whether all outputs read the last state, and which side is then divided by the sequence's token count.
+enum class Everything { no, over_queries, over_keys };
+
 /// o_t = (query_factor q_t)^T S_t, S_t = decayed S_{t-1} + (key_factor k_t) v_t^T; or o_t reads before the token writes; or,
 /// with `everything`, all outputs read the last state.
-template <class Q, class K, class V, class O>
+template <class Q, class K, class V, class O, class S = Accumulator<O>>
 struct LinearPass {
   using A = Accumulator<O>;
+  SequenceBatch sequences;
   TensorView<const Q, 4> q;  ///< [batch, token, heads / any divisor, key_dim]
   TensorView<const K, 4> k;  ///< likewise
   TensorView<const V, 4> v;  ///< [batch, token, heads / any divisor, value_dim]
   TensorView<O, 4> o;        ///< [batch, token, head, value_dim]
-  TensorView<const A, 4> initial_state = {};
-  TensorView<A, 4> final_state = {};
+  WalkStates<S> states = {};
   A query_factor = 1, key_factor = 1;
-  bool everything = false;
+  Everything everything = Everything::no;
   WalkDecay<A> decay = {};
 
   Index heads() const { return o.extents[2]; }
   template <ChunkPolicy P>
-  StateWalk<A> walk() const {
-    return {o.extents[0],  o.extents[1], heads(), q.extents[3], o.extents[3],
-            initial_state, final_state,  decay,   P.chunk_len,  P.value_tile};
+  StateWalk<A, S> walk() const {
+    return {sequences, heads(), q.extents[3], o.extents[3], states, decay, P.chunk_len, P.value_tile};
   }
 };
 
 /// Token recurrence over packed tiles, causal.
-template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, Executor E>
-void recurrent_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
+template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E>
+void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
   using A = Accumulator<O>;
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.heads();
@@ -60,7 +62,7 @@ void recurrent_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
     if constexpr (!Decays) {
       recur_over_tile<TileDecay::none, R>(tile, fetch_ahead);
     } else {
-      const TileLogDecays<A> g = pass.decay.tile(at.batch, at.head, heads, at.begin, at.count, at.column, at.width);
+      const TileLogDecays<A> g = pass.decay.tile(at, heads);
       const bool uniform = g.uniform(), on_values = pass.decay.side == DecaySide::values && !uniform;
       const Index padded = on_values ? at.padded : at.keys;
       A* kept = o + tile_len * at.padded;
@@ -95,22 +97,26 @@ void recurrent_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
 }
 
 /// Dense products inside each chunk, a carried state between chunks; causal, or two sweeps where every token sees all.
-template <ChunkPolicy P, class Q, class K, class V, class O, Executor E>
-void chunked_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
+template <ChunkPolicy P, class Q, class K, class V, class O, class S, Executor E>
+void chunked_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
   using A = Accumulator<O>;
   using Ops = EigenTileOps<A>;
   using Tile = typename Ops::Tile;
-  const Index heads = pass.heads(), tokens = pass.o.extents[1], key_dim = pass.q.extents[3],
-              value_dim = pass.o.extents[3];
-  const Index shared = pass.final_state.present() ? heads / pass.final_state.extents[1] : 1;
+  const Index heads = pass.heads(), key_dim = pass.q.extents[3], value_dim = pass.o.extents[3];
+  const Index shared = pass.states.stored() ? heads / pass.states.stored_heads() : 1;
   const Index chunk_len = P.chunk_len;
 
   // Each worker: the transposed states of the heads that share one, then the tiles of a chunk.
   Tensor<A, 2> scratch(executor.workers(),
                        shared * value_dim * key_dim + chunk_len * (2 * key_dim + 2 * value_dim + chunk_len));
 
-  executor.for_each(pass.o.extents[0] * (heads / shared), [&](Index task, int worker) {
-    const Index batch = task / (heads / shared), first = task % (heads / shared) * shared;
+  executor.for_each(pass.sequences.size() * (heads / shared), [&](Index task, int worker) {
+    const Index index = task / (heads / shared), first = task % (heads / shared) * shared;
+    const Sequence sequence = pass.sequences[index];
+    const Index tokens = sequence.count, entry = pass.states.entry(index);
+    const A average = pass.everything == Everything::no ? A(1) : A(1) / A(std::max<Index>(tokens, 1));
+    const A query_factor = pass.query_factor * (pass.everything == Everything::over_queries ? average : A(1));
+    const A key_factor = pass.key_factor * (pass.everything == Everything::over_keys ? average : A(1));
     Ops ops;
     A* states = &scratch(worker, 0);
     A* tiles = states + shared * value_dim * key_dim;
@@ -119,7 +125,7 @@ void chunked_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
       return Tile(states + (head - first) * value_dim * key_dim, value_dim, key_dim);
     };
     const auto rows_of = [&](auto x, Index head, Index begin, Index count) {
-      return run(head_matrix(x, batch, head, heads), 0, begin, count);
+      return run(head_matrix(x, sequence.batch, head, heads), 0, sequence.begin + begin, count);
     };
     const auto for_each_chunk = [&](Index head, auto&& step) {
       for (Index begin = 0; begin < tokens; begin += chunk_len) {
@@ -131,8 +137,8 @@ void chunked_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
         };
         ChunkTiles<Ops> chunk{next_tile(count, key_dim), next_tile(count, key_dim), next_tile(count, value_dim),
                               next_tile(count, count), next_tile(value_dim, count)};
-        ops.load_scaled(chunk.queries, rows_of(pass.q, head, begin, count), pass.query_factor);
-        ops.load_scaled(chunk.keys, rows_of(pass.k, head, begin, count), pass.key_factor);
+        ops.load_scaled(chunk.queries, rows_of(pass.q, head, begin, count), query_factor);
+        ops.load_scaled(chunk.keys, rows_of(pass.k, head, begin, count), key_factor);
         ops.load(chunk.values, rows_of(pass.v, head, begin, count));
         step(chunk, rows_of(pass.o, head, begin, count));
       }
@@ -141,12 +147,12 @@ void chunked_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
     for (Index head = first; head < first + shared; ++head) {
       Tile state_t = state_of(head);
       ops.zero(state_t);
-      if (pass.initial_state.present())
-        ops.load(state_t, transposed(state_matrix(pass.initial_state, batch, head, heads), 0, 1));
+      if (pass.states.initial.present())
+        ops.load(state_t, transposed(state_matrix(pass.states.initial, entry, head, heads), 0, 1));
     }
     for (Index head = first; head < first + shared; ++head) {
       Tile state_t = state_of(head);
-      if (pass.everything) {
+      if (pass.everything != Everything::no) {
         for_each_chunk(head, [&](ChunkTiles<Ops>& chunk, auto) { write_state(ops, chunk, state_t); });
         for_each_chunk(head, [&](ChunkTiles<Ops>& chunk, auto o) {
           read_state(ops, chunk, state_t);
@@ -160,18 +166,18 @@ void chunked_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
       }
     }
     for (Index head = first; head < first + shared; ++head)
-      if (stores_state(pass.final_state, head, heads))
-        ops.store_transposed(state_of(head), state_matrix(pass.final_state, batch, head, heads));
+      if (stores_state(pass.states.final, head, heads))
+        ops.store_transposed(state_of(head), state_matrix(pass.states.final, entry, head, heads));
   });
 }
 
 /// The policy's evaluation, or the measured default: the recurrence for causal passes (on a CPU it runs at the multiply-add
 /// rate and the chunked form at less than half of it). Where every token sees all there is no recurrence, only two products.
-template <ChunkPolicy P, bool Decays, ReadOrder R = ReadOrder::after_write, class Q, class K, class V, class O,
+template <ChunkPolicy P, bool Decays, ReadOrder R = ReadOrder::after_write, class Q, class K, class V, class O, class S,
           Executor E>
-void run_pass(const LinearPass<Q, K, V, O>& pass, const E& executor) {
+void run_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
   if constexpr (!Decays && R == ReadOrder::after_write) {
-    if (pass.everything || P.evaluation == Evaluation::chunked)
+    if (pass.everything != Everything::no || P.evaluation == Evaluation::chunked)
       return chunked_pass<PolicyConstant<P>::value>(pass, executor);
   }
   recurrent_pass<PolicyConstant<P>::value, Decays, R>(pass, executor);

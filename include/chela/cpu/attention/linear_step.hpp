@@ -5,16 +5,19 @@
 
 namespace chela::cpu::detail {
 
-template <class T, DecayKind D, RuleKind R, Executor E>
-void step_states(const LinearAttentionStepArgs<T, D, R>& step, const E& executor) {
+template <class T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
+void step_states(const LinearAttentionStepArgs<T, D, R, F>& step, const E& executor) {
   using A = Accumulator<T>;
+  using S = StateOf<T, F>;
   using Block = RegisterBlock<A>;
-  const LinearAttentionArgs<T, D, R> args = as_pass(step);
+  const LinearAttentionArgs<T, D, R, F> args = as_pass(step);
   const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
-  const A scale = attention_scale(args.scale, Span::causal, shape);
+  const A scale = attention_scale(args.scale, shape);
   const Index heads = shape.output_heads(), state_heads = shape.state_heads(), per_state = heads / state_heads;
   const Index keys = round_up(shape.key_dim, Block::rows), columns = round_up(shape.value_dim, Block::columns);
-  const bool in_place = keys == shape.key_dim && columns == shape.value_dim && unit_last_stride(step.state);
+  const TensorView<S, 4> states = key_major<F>(step.state);
+  const bool in_place =
+      std::is_same_v<S, A> && keys == shape.key_dim && columns == shape.value_dim && states.strides[3] == 1;
   TensorView<const A, 4> log_decay;
   if constexpr (D != DecayKind::none) log_decay = spread_log_decay(args.log_decay, shape);
 
@@ -23,12 +26,15 @@ void step_states(const LinearAttentionStepArgs<T, D, R>& step, const E& executor
     const Index b = task / state_heads, state_head = task % state_heads;
     A *q = &scratch(worker, 0), *k = q + keys, *decay = k + keys, *reads = decay + keys, *v = reads + keys;
     A *o = v + columns, *errors = o + columns;
-    const TensorView<A, 2> kept = slice(slice(step.state, b), state_head);
-    A* const state = in_place ? kept.data : errors + columns;
+    const TensorView<S, 2> kept =
+        slice(slice(states, step.state_slots.present() ? step.state_slots[b] : b), state_head);
+    A* state = errors + columns;
+    if constexpr (std::is_same_v<S, A>)
+      if (in_place) state = kept.data;
     const Index state_stride = in_place ? kept.strides[0] : columns;
     if (!in_place) {
       std::fill_n(state, keys * columns, A(0));
-      pack_rows<A>(kept, A(1), state, columns);
+      pack_rows<S>(kept, A(1), state, columns);
     }
     pack_rows(head_matrix(args.k, b, state_head, state_heads), A(1), k, keys);
     pack_rows(head_matrix(args.v, b, state_head, state_heads), A(1), v, columns);

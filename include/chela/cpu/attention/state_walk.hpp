@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "chela/chunk/ragged.hpp"
 #include "chela/core/executor.hpp"
 #include "chela/core/tensor.hpp"
 #include "chela/cpu/attention/recurrence.hpp"
@@ -32,40 +33,30 @@ bool stores_state(TensorView<T, 4> state, Index head, Index heads) {
   return state.present() && head % (heads / state.extents[1]) == 0;
 }
 
-/// The decay of a walk: [batch, token, heads / any divisor, key_dim or value_dim], broadcast where it depends on less.
-template <class A>
-struct WalkDecay {
-  TensorView<const A, 4> log_decay = {};
-  DecaySide side = DecaySide::none;
-  /// Whether the state decays after a token instead of before it, as it does when a walk goes back in time.
-  bool after_token = false;
+/// The states of a walk, [.., key_dim, value_dim] whatever their layout, with heads or any divisor of them; absent ones begin
+/// as zero or are not wanted. Shared ones are written by the first head of their run.
+template <class S>
+struct WalkStates {
+  TensorView<const S, 4> initial = {};  ///< [entry, head, key_dim, value_dim]
+  TensorView<S, 4> final = {};          ///< likewise
+  IndexView slots = {};                 ///< the entry of each sequence, or absent for their order
+  TensorView<S, 5> boundary = {};       ///< [sequence, boundary, head, key_dim, value_dim]
+  Index boundary_every = 0;             ///< a multiple of the tile's length
+  TensorView<S, 5> last = {};           ///< [sequence, count, head, key_dim, value_dim]
 
-  /// Log-decays on the way to each token of a tile.
-  TileLogDecays<A> tile(Index batch, Index head, Index heads, Index begin, Index count, Index column,
-                        Index width) const {
-    const Index absent = after_token && begin == 0 ? 1 : 0;
-    auto rows =
-        run(head_matrix(log_decay, batch, head, heads), 0, begin - (after_token ? 1 - absent : 0), count - absent);
-    if (side == DecaySide::values) rows = run(rows, 1, column, width);
-    return {rows, absent};
+  Index entry(Index sequence) const { return slots.present() ? slots[sequence] : sequence; }
+  Index last_count() const { return last.present() ? last.extents[1] : 0; }
+  bool stored() const { return final.present() || boundary.present() || last.present(); }
+  Index stored_heads() const {
+    return final.present() ? final.extents[1] : boundary.present() ? boundary.extents[2] : last.extents[2];
   }
-};
-
-/// One sequence batch to walk over, and the states to begin and end with.
-template <class A>
-struct StateWalk {
-  Index batch, tokens, heads, key_dim, value_dim;
-  TensorView<const A, 4> initial_state = {};  ///< [batch, heads / any divisor, key_dim, value_dim], or absent for zero
-  TensorView<A, 4> final_state = {};          ///< the same; shared ones are written by the first head of their run
-  WalkDecay<A> decay = {};
-  Index tile_len = 32;    ///< tokens per tile
-  Index value_tile = 64;  ///< value columns per task when heads are too few for the workers
 };
 
 /// Where a tile lies, and the state that has walked up to it.
 template <class A>
 struct TileAt {
-  Index batch, head, begin, count;
+  Index sequence, batch, head, begin, count;
+  bool first;                   ///< of its sequence
   Index column, width, padded;  ///< value columns of this task; padded to whole register blocks
   Index keys;                   ///< key_dim padded likewise
   A* state;                     ///< [keys, padded]
@@ -81,6 +72,53 @@ struct TileAt {
   }
 };
 
+/// The decay of a walk: [batch, token, heads / any divisor, key_dim or value_dim], broadcast where it depends on less.
+template <class A>
+struct WalkDecay {
+  TensorView<const A, 4> log_decay = {};
+  DecaySide side = DecaySide::none;
+  /// Whether the state decays after a token instead of before it, as it does when a walk goes back in time.
+  bool after_token = false;
+
+  /// Log-decays on the way to each token of a tile.
+  TileLogDecays<A> tile(const TileAt<A>& at, Index heads) const {
+    const Index absent = after_token && at.first ? 1 : 0;
+    auto rows = run(head_matrix(log_decay, at.batch, at.head, heads), 0, at.begin - (after_token ? 1 - absent : 0),
+                    at.count - absent);
+    if (side == DecaySide::values) rows = run(rows, 1, at.column, at.width);
+    return {rows, absent};
+  }
+};
+
+/// What to walk over, and how.
+template <class A, class S = A>
+struct StateWalk {
+  SequenceBatch sequences;
+  Index heads, key_dim, value_dim;
+  WalkStates<S> states = {};
+  WalkDecay<A> decay = {};
+  Index tile_len = 32;    ///< tokens per tile
+  Index value_tile = 64;  ///< value columns per task when heads are too few for the workers
+};
+
+/// The tiles of one sequence. The tokens whose states are wanted one by one, at its end, are tiles of their own.
+struct SequenceTiles {
+  Index tile_len, together, singles;
+
+  SequenceTiles(Index tokens, Index tile_length, Index last_states)
+      : tile_len(tile_length), singles(std::clamp<Index>(last_states - 1, 0, tokens)) {
+    together = tokens - singles;
+  }
+  Index size() const { return ceil_div(together, tile_len) + singles; }
+  Index begin(Index tile) const {
+    const Index long_tiles = ceil_div(together, tile_len);
+    return tile < long_tiles ? tile * tile_len : together + tile - long_tiles;
+  }
+  Index end(Index tile) const {
+    return begin(tile) < together ? std::min(begin(tile) + tile_len, together) : begin(tile) + 1;
+  }
+};
+
 /// How heads and value columns are shared out.
 struct WalkTasks {
   Index head_run;    ///< neighbouring heads per task, walked together so that memory is read in order
@@ -89,71 +127,93 @@ struct WalkTasks {
   Index column_tasks;
 
   /// `shared` heads may share a state and stay in one task; `block` is the grain of a column cut.
-  WalkTasks(Index batch, Index heads, Index shared, Index value_dim, Index value_tile, Index block, int workers) {
+  WalkTasks(Index sequences, Index heads, Index shared, Index value_dim, Index value_tile, Index block, int workers) {
     const Index wanted = workers > 1 ? Index(2) * workers : 1;
-    const Index tasks_per_entry = std::clamp<Index>(ceil_div(wanted, std::max<Index>(batch, 1)), 1, heads / shared);
+    const Index tasks_per_entry = std::clamp<Index>(ceil_div(wanted, std::max<Index>(sequences, 1)), 1, heads / shared);
     head_run = round_up(heads / tasks_per_entry, shared);
     head_tasks = ceil_div(heads, head_run);
-    const bool cut_columns = batch * head_tasks < workers;
+    const bool cut_columns = sequences * head_tasks < workers;
     column_run = round_up(cut_columns ? std::min(value_tile, value_dim) : value_dim, block);
     column_tasks = ceil_div(value_dim, column_run);
   }
 };
 
+/// The state times the decays of one token.
+template <class A>
+void decay_state(A* state, Index padded, Index keys, Index width, DecaySide side, TensorView<const A, 2> log_decay,
+                 Index column) {
+  for (Index r = 0; r < keys; ++r)
+    for (Index c = 0; c < width; ++c)
+      state[r * padded + c] *= std::exp(log_decay(0, side == DecaySide::keys ? r : column + c));
+}
+
 /// Calls body(tile, next tile or null, scratch of `scratch_size(keys, columns)` elements) for every tile, in order within each
 /// head and column run; the body advances the tile's state.
-template <class A, class ScratchSize, class Body, Executor E>
-void walk_states(const StateWalk<A>& walk, const ScratchSize& scratch_size, const Body& body, const E& executor) {
+template <class A, class S, class ScratchSize, class Body, Executor E>
+void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, const Body& body, const E& executor) {
   using Block = RegisterBlock<A>;
-  const Index heads = walk.heads, tile_len = walk.tile_len;
-  const Index shared = walk.final_state.present() ? heads / walk.final_state.extents[1] : 1;
-  const WalkTasks tasks(walk.batch, heads, shared, walk.value_dim, walk.value_tile, Block::columns, executor.workers());
+  const WalkStates<S>& kept = walk.states;
+  const Index heads = walk.heads, shared = kept.stored() ? heads / kept.stored_heads() : 1;
+  const WalkTasks tasks(walk.sequences.size(), heads, shared, walk.value_dim, walk.value_tile, Block::columns,
+                        executor.workers());
   const Index keys = round_up(walk.key_dim, Block::rows), state_size = keys * tasks.column_run;
   Tensor<A, 2> scratch(executor.workers(), tasks.head_run * state_size + scratch_size(keys, tasks.column_run));
 
-  executor.for_each(walk.batch * tasks.head_tasks * tasks.column_tasks, [&](Index task, int worker) {
+  executor.for_each(walk.sequences.size() * tasks.head_tasks * tasks.column_tasks, [&](Index task, int worker) {
     const Index column = task % tasks.column_tasks * tasks.column_run;
     const Index width = std::min(tasks.column_run, walk.value_dim - column), padded = round_up(width, Block::columns);
     const Index first = task / tasks.column_tasks % tasks.head_tasks * tasks.head_run;
     const Index run_heads = std::min(tasks.head_run, heads - first);
-    const Index batch = task / tasks.column_tasks / tasks.head_tasks;
+    const Index index = task / tasks.column_tasks / tasks.head_tasks, entry = kept.entry(index);
+    const Sequence sequence = walk.sequences[index];
     A* const states = &scratch(worker, 0);
     A* const rest = states + tasks.head_run * state_size;
 
-    for (Index h = 0; h < run_heads; ++h) {
-      A* state = states + h * state_size;
+    const auto load = [&](Index head, A* state) {
       std::fill_n(state, keys * padded, A(0));
-      if (walk.initial_state.present())
-        pack_rows(run(state_matrix(walk.initial_state, batch, first + h, heads), 1, column, width), A(1), state,
-                  padded);
-    }
-    const Index tiles = ceil_div(walk.tokens, tile_len) * run_heads;
-    const auto tile_at = [&](Index i) {
-      const Index begin = i / run_heads * tile_len, h = i % run_heads;
-      return TileAt<A>{batch,
-                       first + h,
-                       begin,
-                       std::min(tile_len, walk.tokens - begin),
-                       column,
-                       width,
-                       padded,
-                       keys,
-                       states + h * state_size};
+      if (kept.initial.present())
+        pack_rows(run(state_matrix(kept.initial, entry, head, heads), 1, column, width), A(1), state, padded);
     };
+    const auto store = [&](Index head, const A* state, TensorView<S, 4> to, Index at) {
+      if (stores_state(to, head, heads))
+        unpack_rows(state, padded, run(state_matrix(to, at, head, heads), 1, column, width));
+    };
+    const Index last_count = kept.last_count();
+    const auto store_last = [&](Index head, const A* state,
+                                Index tokens_done) {  // where a sequence is short, several times
+      for (Index i = 0; i < last_count; ++i)
+        if (std::max<Index>(sequence.count - (last_count - 1 - i), 0) == tokens_done)
+          store(head, state, slice(kept.last, index), i);
+    };
+
+    const SequenceTiles cut(sequence.count, walk.tile_len, last_count);
+    const auto tile_at = [&](Index i) {
+      const Index tile = i / run_heads, h = i % run_heads, begin = cut.begin(tile);
+      return TileAt<A>{
+          index, sequence.batch, first + h, sequence.begin + begin, cut.end(tile) - begin, tile == 0, column,
+          width, padded,         keys,      states + h * state_size};
+    };
+    for (Index h = 0; h < run_heads; ++h) {
+      load(first + h, states + h * state_size);
+      store_last(first + h, states + h * state_size, 0);
+    }
+    const Index tiles = cut.size() * run_heads;
     for (Index i = 0; i < tiles; ++i) {
       const TileAt<A> tile = tile_at(i), next = i + 1 < tiles ? tile_at(i + 1) : tile;
       body(tile, i + 1 < tiles ? &next : nullptr, rest);
+      const Index done = tile.begin + tile.count - sequence.begin;
+      if (kept.boundary.present() && done % kept.boundary_every == 0)
+        store(tile.head, tile.state, slice(kept.boundary, index), done / kept.boundary_every - 1);
+      store_last(tile.head, tile.state, done);
     }
     for (Index h = 0; h < run_heads; ++h) {
-      if (!stores_state(walk.final_state, first + h, heads)) continue;
       A* state = states + h * state_size;
-      if (walk.decay.side != DecaySide::none && walk.decay.after_token && walk.tokens > 0) {
-        const auto last = run(head_matrix(walk.decay.log_decay, batch, first + h, heads), 0, walk.tokens - 1, 1);
-        for (Index r = 0; r < walk.key_dim; ++r)
-          for (Index c = 0; c < width; ++c)
-            state[r * padded + c] *= std::exp(last(0, walk.decay.side == DecaySide::keys ? r : column + c));
-      }
-      unpack_rows(state, padded, run(state_matrix(walk.final_state, batch, first + h, heads), 1, column, width));
+      if (walk.decay.side != DecaySide::none && walk.decay.after_token && sequence.count > 0)
+        decay_state(state, padded, walk.key_dim, width, walk.decay.side,
+                    run(head_matrix(walk.decay.log_decay, sequence.batch, first + h, heads), 0,
+                        sequence.begin + sequence.count - 1, 1),
+                    column);
+      store(first + h, state, kept.final, entry);
     }
   });
 }
