@@ -43,12 +43,12 @@ void step_states(const LinearAttentionStepArgs<T, D, R, F>& step, const E& execu
 
     for (Index head = state_head * per_state; head < (state_head + 1) * per_state; ++head) {
       pack_rows(head_matrix(args.q, b, head, heads), scale, q, keys);
-      const PackedTile<A> tile{q, k, v, o, 1, keys, columns, state, state_stride, decay};
+      const PackedTile<A> tile{q, k, v, o, 1, keys, columns, state, state_stride, o, columns, decay};
       if (head > state_head * per_state) {  // the token is in the state: further queries of the run only read it
         std::fill_n(k, keys, A(0));
-        recur_over_tile<TileDecay::none>(tile, FetchNothing{});
+        recur_over_tile<TileDecay::none>(tile, PackNothing{});
       } else if constexpr (R == RuleKind::additive) {
-        recur_over_tile<D == DecayKind::none ? TileDecay::none : TileDecay::rows>(tile, FetchNothing{});
+        recur_over_tile<D == DecayKind::none ? TileDecay::none : TileDecay::rows>(tile, PackNothing{});
       } else {
         constexpr bool decays = D != DecayKind::none;
         const A beta = args.beta(b, 0, state_head);
@@ -56,7 +56,7 @@ void step_states(const LinearAttentionStepArgs<T, D, R, F>& step, const E& execu
         if (decays) scale_rows(reads, Index(1), keys, decay, false);
         delta_over_tile<decays>(
             DeltaTile<A>{q, k, reads, v, &beta, o, errors, 1, keys, columns, state, state_stride, decay},
-            FetchNothing{});
+            PackNothing{});
       }
       unpack_rows(o, columns, head_matrix(args.o, b, head, heads));
     }
