@@ -2,7 +2,10 @@
 // Everything for the CPU: the contracts, and the Eigen backend in chela::cpu.
 
 #include "chela/attention/convert_states.hpp"
+#include "chela/attention/gates.hpp"
+#include "chela/attention/l2_norm.hpp"
 #include "chela/attention/linear.hpp"
+#include "chela/attention/slopes.hpp"
 #include "chela/block/chela.hpp"
 #include "chela/block/feed_forward.hpp"
 #include "chela/block/memory.hpp"
@@ -28,6 +31,8 @@
 #include "chela/core/tensor_view.hpp"
 #include "chela/cpu/adaptors.hpp"
 #include "chela/cpu/attention/convert_states.hpp"
+#include "chela/cpu/attention/gates.hpp"
+#include "chela/cpu/attention/l2_norm.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "chela/cpu/block/chela.hpp"
 #include "chela/cpu/block/chela_backward.hpp"

@@ -3,7 +3,9 @@
 
 #include "chela/reference/block.hpp"
 #include "chela/reference/branches.hpp"
+#include "chela/reference/gates.hpp"
 #include "chela/reference/kernels.hpp"
+#include "chela/reference/l2_norm.hpp"
 #include "chela/reference/linear.hpp"
 #include "chela/reference/long_conv.hpp"
 #include "chela/reference/short_conv.hpp"

@@ -38,8 +38,10 @@ struct LinearAttentionArgs {
   TensorView<State, 4> final_state = {};          ///< absent when not wanted; may be the initial state's memory
   Accumulator<T> scale = 0;                       ///< multiplies q; 0 means key_dim^-1/2
   Span span = Span::causal;
-  TensorView<const Accumulator<T>, log_decay_rank(D)> log_decay = {};  ///< <= 0, natural logarithm
-  TensorView<const Accumulator<T>, 3> beta = {};                       ///< [batch, token, state_head]; delta rule only
+  TensorView<const LogDecayOf<T, F>, log_decay_rank(D)> log_decay = {};  ///< <= 0, or logits of the form's gate
+  TensorView<const BetaOf<T, F>, 3> beta = {};                         ///< [batch, token, state_head]; delta rule only
+  TensorView<const Accumulator<T>, 1> gate_log_rate = {};              ///< [state_head]: of the gate, or absent
+  TensorView<const Accumulator<T>, gate_bias_rank(D)> gate_bias = {};  ///< [state_head] or [state_head, key_dim]
   IndexView cu_seqlens = {};                                           ///< [sequences + 1], or absent
   /// [sequence]: the entry of the states' first axis that is each sequence's own, or absent for their order. Then that axis
   /// may be a pool of any size. No two sequences may share an entry.
@@ -70,11 +72,15 @@ struct LinearAttentionBackwardArgs {
   TensorView<Accumulator<T>, 4> grad_initial_state = {};  ///< may be the memory of `grad_final_state`
   Accumulator<T> scale = 0;
   Span span = Span::causal;
-  TensorView<const Accumulator<T>, log_decay_rank(D)> log_decay = {};  ///< as in the forward pass
-  TensorView<const Accumulator<T>, 3> beta = {};                       ///< as in the forward pass
-  TensorView<Accumulator<T>, log_decay_rank(D)> grad_log_decay = {};   ///< like log_decay
-  TensorView<Accumulator<T>, 3> grad_beta = {};                        ///< like beta
-  IndexView cu_seqlens = {};                                           ///< as in the forward pass
+  TensorView<const LogDecayOf<T, F>, log_decay_rank(D)> log_decay = {};  ///< as in the forward pass
+  TensorView<const BetaOf<T, F>, 3> beta = {};                           ///< as in the forward pass
+  TensorView<const Accumulator<T>, 1> gate_log_rate = {};                ///< as in the forward pass
+  TensorView<const Accumulator<T>, gate_bias_rank(D)> gate_bias = {};    ///< as in the forward pass
+  TensorView<LogDecayOf<T, F>, log_decay_rank(D)> grad_log_decay = {};   ///< like log_decay
+  TensorView<BetaOf<T, F>, 3> grad_beta = {};                            ///< like beta
+  TensorView<Accumulator<T>, 1> grad_gate_log_rate = {};                 ///< like gate_log_rate, which must be given
+  TensorView<Accumulator<T>, gate_bias_rank(D)> grad_gate_bias = {};     ///< like gate_bias, which must be given
+  IndexView cu_seqlens = {};                                             ///< as in the forward pass
 };
 
 /// One token per sequence; `state` is read and written in place. Causal.
@@ -88,10 +94,12 @@ struct LinearAttentionStepArgs {
   TensorView<T, 3> o = {};                  ///< [sequence, output_head, value_dim]
   TensorView<StateOf<T, F>, 4> state = {};  ///< [sequence or slot, state_head, key_dim, value_dim]
   Accumulator<T> scale = 0;
-  TensorView<const Accumulator<T>, decay_rank> log_decay =
-      {};                                         ///< [state_head], [sequence, state_head] or [.., key_dim]
-  TensorView<const Accumulator<T>, 2> beta = {};  ///< [sequence, state_head]; delta rule only
-  IndexView state_slots = {};                     ///< as in the forward pass
+  /// [state_head], [sequence, state_head] or [sequence, state_head, key_dim]
+  TensorView<const LogDecayOf<T, F>, decay_rank> log_decay = {};
+  TensorView<const BetaOf<T, F>, 2> beta = {};                         ///< [sequence, state_head]; delta rule only
+  TensorView<const Accumulator<T>, 1> gate_log_rate = {};              ///< as in the forward pass
+  TensorView<const Accumulator<T>, gate_bias_rank(D)> gate_bias = {};  ///< as in the forward pass
+  IndexView state_slots = {};                                          ///< as in the forward pass
 };
 
 template <Element T, DecayKind D, RuleKind R, AttentionForm F>
@@ -114,6 +122,8 @@ constexpr LinearAttentionArgs<T, D, R, F> as_pass(const LinearAttentionStepArgs<
                                        .initial_state = a.state,
                                        .final_state = a.state,
                                        .scale = a.scale,
+                                       .gate_log_rate = a.gate_log_rate,
+                                       .gate_bias = a.gate_bias,
                                        .state_slots = a.state_slots};
   if constexpr (D == DecayKind::per_token || D == DecayKind::per_key)
     pass.log_decay = with_token_axis(a.log_decay);
@@ -153,7 +163,8 @@ constexpr Status check(const LinearAttentionArgs<T, D, R, F>& a) {
       require(detail::fits_saved_states<F>(a.last_states, sequences, s), Code::bad_shape,
               "last_states must be [sequence, count, max(key, value heads), key_dim, value_dim] in the form's layout, "
               "without broadcast axes"),
-      detail::check_gates<D, R>(a.log_decay, a.beta, s), detail::check_span<R>(a.span),
+      detail::check_gates<D, R>(a.log_decay, a.beta, s),
+      detail::check_gate_parameters<D, F>(a.gate_log_rate, a.gate_bias, s), detail::check_span<R>(a.span),
       require(
           a.span == Span::causal || !(a.boundary_states.present() || a.last_states.present()), Code::unsupported,
           "boundary_states and last_states belong to a causal span: a bidirectional pass does not stop on the way"));
@@ -180,9 +191,13 @@ constexpr Status check(const LinearAttentionBackwardArgs<T, D, R, F>& a) {
       require(detail::fits_states<F>(a.grad_initial_state, sequences, s, false) &&
                   (writable(a.grad_initial_state) || !a.grad_initial_state.present()),
               Code::bad_shape, "grad_initial_state must have the shape of the initial state, without broadcast axes"),
-      detail::check_gates<D, R>(a.log_decay, a.beta, s), detail::check_span<R>(a.span),
+      detail::check_gates<D, R>(a.log_decay, a.beta, s),
+      detail::check_gate_parameters<D, F>(a.gate_log_rate, a.gate_bias, s), detail::check_span<R>(a.span),
       require(fits_gradient(a.grad_log_decay, a.log_decay) && fits_gradient(a.grad_beta, a.beta), Code::bad_shape,
-              "grad_log_decay and grad_beta must have the shapes of log_decay and beta, without broadcast axes"));
+              "grad_log_decay and grad_beta must have the shapes of log_decay and beta, without broadcast axes"),
+      require(fits_gradient(a.grad_gate_log_rate, a.gate_log_rate) && fits_gradient(a.grad_gate_bias, a.gate_bias),
+              Code::bad_shape,
+              "grad_gate_log_rate and grad_gate_bias need the parameters they belong to, and their shapes"));
 }
 
 template <Element T, DecayKind D, RuleKind R, AttentionForm F>

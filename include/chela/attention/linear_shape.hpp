@@ -117,6 +117,26 @@ constexpr Status check_gates(TensorView<G, log_decay_rank(D)> log_decay, TensorV
   }
 }
 
+/// Absent, or a rate for each head and a bias for each number that the gate makes of a token.
+template <DecayKind D, AttentionForm F, class A>
+constexpr Status check_gate_parameters(TensorView<A, 1> log_rate, TensorView<A, gate_bias_rank(D)> bias,
+                                       const LinearAttentionShape& s) {
+  using Gate = typename F::LogDecayGate;
+  static_assert(
+      std::is_same_v<Gate, GivenLogDecay> || D == DecayKind::per_token || D == DecayKind::per_key,
+      "a LogDecayGate makes log-decays per token or per key; for one per head, give the log-decays themselves");
+  bool bias_fits = bias.extents[0] == s.state_heads();
+  if constexpr (D == DecayKind::per_key) bias_fits = bias_fits && bias.extents[1] == s.key_dim;
+  return first_failure(
+      require(Gate::takes_parameters || !(log_rate.present() || bias.present()), Code::bad_value,
+              "gate_log_rate or gate_bias is given, but the form's gate takes none: name SoftplusGate or BoundedGate"),
+      require(!log_rate.present() || has_extents(log_rate, s.state_heads()), Code::bad_shape,
+              "gate_log_rate must be [state_head], or absent for a rate of 1"),
+      require(!bias.present() || bias_fits, Code::bad_shape,
+              "gate_bias must be [state_head] for a decay per token and [state_head, key_dim] for a decay per key, or "
+              "absent for 0"));
+}
+
 template <RuleKind R>
 constexpr Status check_span(Span span) {
   return require(span == Span::causal || R == RuleKind::additive, Code::unsupported,

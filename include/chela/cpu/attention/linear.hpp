@@ -7,6 +7,7 @@
 #include "chela/cpu/attention/linear_backward.hpp"
 #include "chela/cpu/attention/linear_pass.hpp"
 #include "chela/cpu/attention/linear_step.hpp"
+#include "chela/cpu/attention/raw_inputs.hpp"
 #include "chela/cpu/attention/two_way.hpp"
 #include "chela/cpu/element.hpp"
 
@@ -77,6 +78,20 @@ void backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& exec
   }
 }
 
+/// Runs `pass(arguments)` once the inputs are what walks take.
+template <class T, DecayKind D, RuleKind R, AttentionForm F, class Pass, Executor E>
+Status with_plain_inputs(const LinearAttentionArgs<T, D, R, F>& args, const Pass& pass, const E& executor) {
+  if constexpr (takes_inputs_as_given<F>) {
+    pass(args);
+  } else {
+    PreparedInputs<T, D> prepared;
+    auto plain = in_form<FormOfStates<F>>(args);
+    if (Status s = prepare<F>(args, prepared, plain, executor); !s.ok()) return s;
+    pass(plain);
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// Outputs and states of one pass. Any strides, any sizes, token counts of zero included. A call that continues from the final
@@ -89,8 +104,8 @@ Status linear_attention(const LinearAttentionArgs<T, D, R, F>& args, const E& ex
   if (args.boundary_states.present() && args.boundary_every % P.chunk_len != 0)
     return {Code::bad_value,
             "boundary_every must be a multiple of the policy's chunk_len: states are kept between chunks"};
-  detail::forward<PolicyConstant<P>::value>(args, executor);
-  return {};
+  return detail::with_plain_inputs(
+      args, [&](const auto& plain) { detail::forward<PolicyConstant<P>::value>(plain, executor); }, executor);
 }
 
 /// Gradients with respect to q, k, v, log-decay, beta and the initial state; those that are absent are not computed. Nothing of
@@ -99,17 +114,21 @@ template <ChunkPolicy P = ChunkPolicy{}, Element T, DecayKind D, RuleKind R, Att
 Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
   if (Status s = check_offsets(sequences_of(args)); !s.ok()) return s;
-  detail::backward<PolicyConstant<P>::value>(args, executor);
-  return {};
+  const auto backward = [&](const auto& plain) { detail::backward<PolicyConstant<P>::value>(plain, executor); };
+  if constexpr (takes_inputs_as_given<F>)
+    return backward(args), Status{};
+  else
+    return detail::backward_through_gates(args, backward, executor);
 }
 
 /// One token per sequence: the state is swept once, in place. Without decay the same bits as a pass of one token.
 template <Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
 Status linear_attention_step(const LinearAttentionStepArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;
-  if (Status s = check_indices(as_pass(args)); !s.ok()) return s;
-  detail::step_states(args, executor);
-  return {};
+  const LinearAttentionArgs<T, D, R, F> pass = as_pass(args);
+  if (Status s = check_indices(pass); !s.ok()) return s;
+  return detail::with_plain_inputs(
+      pass, [&](const auto& plain) { detail::step_states(plain, executor); }, executor);
 }
 
 }  // namespace chela::cpu

@@ -6,16 +6,15 @@
 namespace chela::cpu::detail {
 
 template <class T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
-void step_states(const LinearAttentionStepArgs<T, D, R, F>& step, const E& executor) {
+void step_states(const LinearAttentionArgs<T, D, R, F>& args, const E& executor) {
   using A = Accumulator<T>;
   using S = StateOf<T, F>;
   using Block = RegisterBlock<A>;
-  const LinearAttentionArgs<T, D, R, F> args = as_pass(step);
   const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
   const A scale = attention_scale(args.scale, shape);
   const Index heads = shape.output_heads(), state_heads = shape.state_heads(), per_state = heads / state_heads;
   const Index keys = round_up(shape.key_dim, Block::rows), columns = round_up(shape.value_dim, Block::columns);
-  const TensorView<S, 4> states = key_major<F>(step.state);
+  const TensorView<S, 4> states = key_major<F>(args.final_state);
   const bool in_place =
       std::is_same_v<S, A> && keys == shape.key_dim && columns == shape.value_dim && states.strides[3] == 1;
   TensorView<const A, 4> log_decay;
@@ -27,7 +26,7 @@ void step_states(const LinearAttentionStepArgs<T, D, R, F>& step, const E& execu
     A *q = &scratch(worker, 0), *k = q + keys, *decay = k + keys, *reads = decay + keys, *v = reads + keys;
     A *o = v + columns, *errors = o + columns;
     const TensorView<S, 2> kept =
-        slice(slice(states, step.state_slots.present() ? step.state_slots[b] : b), state_head);
+        slice(slice(states, args.state_slots.present() ? args.state_slots[b] : b), state_head);
     A* state = errors + columns;
     if constexpr (std::is_same_v<S, A>)
       if (in_place) state = kept.data;

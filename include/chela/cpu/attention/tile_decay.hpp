@@ -10,6 +10,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "chela/cpu/tile/packing.hpp"
 
@@ -83,20 +84,30 @@ bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index p
   return true;
 }
 
+/// to[0, padded) = exp of a row of log-decays, and of zeros. Eigen's packets stop at the least normal number, and differently on
+/// each machine: below it, down to the zero of a reset, and for NaN, the library's function is asked.
+template <class S>
+void exp_row(const S* g, Index stride, Index width, S* to, Index padded) {
+  constexpr S least_normal = std::is_same_v<S, double> ? S(-708) : S(-87);
+  constexpr S zero = std::is_same_v<S, double> ? S(-746) : S(-104);
+  Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>> all(to, padded);
+  pack_row(g, stride, width, S(1), to, padded);
+  all = all.max(least_normal).exp();
+  for (Index i = 0; i < width; ++i)
+    if (const S x = g[i * stride]; !(x >= least_normal)) to[i] = x < zero ? S(0) : std::exp(x);
+}
+
 /// The decays themselves, [tokens, padded].
 template <class S>
 void single_decays(const TileLogDecays<S>& g, S* decay, Index padded) {
-  using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
   for (Index t = 0; t < g.tokens(); ++t) {
     S* to = decay + t * padded;
     if (t < g.absent)
       std::fill_n(to, padded, S(1));
     else if (g.uniform())
       std::fill_n(to, padded, std::exp(g.row(t)[0]));
-    else {
-      pack_row(g.row(t), g.rows.strides[1], g.width(), S(1), to, padded);
-      Array(to, padded) = Array(to, padded).exp();
-    }
+    else
+      exp_row(g.row(t), g.rows.strides[1], g.width(), to, padded);
   }
 }
 
