@@ -189,9 +189,11 @@ void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, Index most_tokens, con
         StateWalk<A, Kept>{
             pass.sequences, heads, pass.value_dim(), pass.key_dim(), states_t, {}, chunk_len, pass.key_dim()},
         [&](Index, Index) { return Chunk::memory_size(pass, chunk_len); },
-        [&](const TileAt<A>& at, const TileAt<A>* next, A* memory) {
-          Chunk chunk(pass, at, next, memory);
-          visit(chunk);
+        [&](Index, Index, A* memory) {
+          return [&, memory](const TileInTurn<A>& in_turn) {
+            Chunk chunk(pass, in_turn.tile, in_turn.next, memory);
+            visit(chunk);
+          };
         },
         executor);
   };

@@ -55,14 +55,10 @@ template <class A, std::size_t Reads, std::size_t Writes>
 FoldedDecay<A> fold_decay(const TileLogDecays<A>& g, Index count, Index keys, A* keys_read,
                           const std::array<A*, Reads>& reads, const std::array<A*, Writes>& writes, A* kept, A* inverse,
                           A* at_end) {
-  if (running_decay(g, kept, inverse, keys)) {
+  if (running_decay(g, RunningDecay<A>{kept, inverse, at_end}, keys)) {
     scale_rows(keys_read, count, keys, kept, g.uniform());
     for (A* rows : reads) scale_rows(rows, count, keys, kept, g.uniform());
     for (A* rows : writes) scale_rows(rows, count, keys, inverse, g.uniform());
-    if (g.uniform())
-      std::fill_n(at_end, keys, kept[count - 1]);
-    else
-      std::copy_n(kept + (count - 1) * keys, keys, at_end);
     return {nullptr, at_end};
   }
   single_decays(g, kept, keys);
@@ -91,7 +87,8 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   const auto scratch_size = [](Index keys, Index columns) {
     return tile_len * ((Decays ? 5 : 2) * keys + 3 * columns + 1) + (Decays ? keys : 0);
   };
-  const auto body = [&](const TileAt<A>& at, const TileAt<A>* next, A* scratch) {
+  const auto body = [&](const TileInTurn<A>& in_turn, A* scratch) {
+    const TileAt<A>& at = in_turn.tile;
     const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
     A *q = take(tile_len * at.keys), *k = take(tile_len * at.keys);
     A *v = take(tile_len * at.padded), *o = take(tile_len * at.padded), *errors = take(tile_len * at.padded);
@@ -101,11 +98,11 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
     pack_rows(at.columns(pass.v, heads), A(1), v, at.padded);
     pack_column(pass.beta, at, heads, beta);
 
-    FetchAhead fetch_ahead;
-    if (next) {
-      fetch_ahead.add(next->rows(pass.q, heads)), fetch_ahead.add(next->rows(pass.k, heads));
-      fetch_ahead.add(next->columns(pass.v, heads));
-      if (pass.o.present()) fetch_ahead.add(next->columns(pass.o, heads));
+    PackAhead<A> ahead;
+    if (const TileAt<A>* next = in_turn.next) {
+      ahead.fetch(next->rows(pass.q, heads)), ahead.fetch(next->rows(pass.k, heads));
+      ahead.fetch(next->columns(pass.v, heads));
+      if (pass.o.present()) ahead.fetch(next->columns(pass.o, heads));
     }
     DeltaTile<A> tile{q, k, k, v, beta, o, errors, at.count, at.keys, at.padded, at.state, at.padded};
     if constexpr (Decays) {
@@ -118,19 +115,22 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
           fold_decay<A>(g, at.count, at.keys, reads, std::array{q}, std::array{k}, kept, inverse, at_end);
       tile.decay = folded.in_sweep;
       if (folded.in_sweep)
-        delta_over_tile<true>(tile, fetch_ahead);
+        delta_over_tile<true>(tile, ahead);
       else
-        delta_over_tile<false>(tile, fetch_ahead);
+        delta_over_tile<false>(tile, ahead);
       scale_state_rows(at.state, at.keys, at.padded, folded.at_end);
     } else {
-      delta_over_tile<false>(tile, fetch_ahead);
+      delta_over_tile<false>(tile, ahead);
     }
     if (pass.o.present()) unpack_rows(o, at.padded, at.columns(pass.o, heads));
     if (pass.errors.present()) unpack_rows(errors, at.padded, at.columns(pass.errors, heads));
   };
-  walk_states(StateWalk<A, S>{pass.sequences, heads, pass.q.extents[3], pass.v.extents[3], pass.states, pass.decay,
-                              tile_len, P.value_tile},
-              scratch_size, body, executor);
+  walk_states(
+      StateWalk<A, S>{pass.sequences, heads, pass.q.extents[3], pass.v.extents[3], pass.states, pass.decay, tile_len,
+                      P.value_tile},
+      scratch_size,
+      [&](Index, Index, A* scratch) { return [&body, scratch](const TileInTurn<A>& tile) { body(tile, scratch); }; },
+      executor);
 }
 
 template <ChunkPolicy P, bool Decays, class T, Executor E>
@@ -141,7 +141,8 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
   const auto scratch_size = [](Index keys, Index columns) {
     return tile_len * ((Decays ? 5 : 2) * keys + 2 * columns + 2) + (Decays ? keys : 0);
   };
-  const auto body = [&](const TileAt<A>& at, const TileAt<A>* next, A* scratch) {
+  const auto body = [&](const TileInTurn<A>& in_turn, A* scratch) {
+    const TileAt<A>& at = in_turn.tile;
     const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
     A *q = take(tile_len * at.keys), *k = take(tile_len * at.keys);
     A *grad_o = take(tile_len * at.padded), *grad_u = take(tile_len * at.padded);
@@ -154,10 +155,10 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
       using Vector = Eigen::Map<const Eigen::Matrix<A, Eigen::Dynamic, 1>>;
       qk[t] = Vector(q + t * at.keys, at.keys).dot(Vector(k + t * at.keys, at.keys));
     }
-    FetchAhead fetch_ahead;
-    if (next) {
-      fetch_ahead.add(next->rows(pass.q, heads)), fetch_ahead.add(next->rows(pass.k, heads));
-      fetch_ahead.add(next->columns(pass.grad_o, heads)), fetch_ahead.add(next->columns(pass.grad_u, heads));
+    PackAhead<A> ahead;
+    if (const TileAt<A>* next = in_turn.next) {
+      ahead.fetch(next->rows(pass.q, heads)), ahead.fetch(next->rows(pass.k, heads));
+      ahead.fetch(next->columns(pass.grad_o, heads)), ahead.fetch(next->columns(pass.grad_u, heads));
     }
     DeltaAdjointTile<A> tile{q, k, k, qk, grad_o, beta, grad_u, at.count, at.keys, at.padded, at.state, at.padded};
     if constexpr (Decays) {
@@ -170,18 +171,21 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
           fold_decay<A>(g, at.count, at.keys, reads, std::array<A*, 0>{}, std::array{q, k}, kept, inverse, at_end);
       tile.decay = folded.in_sweep;
       if (folded.in_sweep)
-        delta_adjoint_over_tile<true>(tile, fetch_ahead);
+        delta_adjoint_over_tile<true>(tile, ahead);
       else
-        delta_adjoint_over_tile<false>(tile, fetch_ahead);
+        delta_adjoint_over_tile<false>(tile, ahead);
       scale_state_rows(at.state, at.keys, at.padded, folded.at_end);
     } else {
-      delta_adjoint_over_tile<false>(tile, fetch_ahead);
+      delta_adjoint_over_tile<false>(tile, ahead);
     }
     unpack_rows(grad_u, at.padded, at.columns(pass.grad_u, heads));
   };
-  walk_states(StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states, pass.decay,
-                           tile_len, P.value_tile},
-              scratch_size, body, executor);
+  walk_states(
+      StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states, pass.decay, tile_len,
+                   P.value_tile},
+      scratch_size,
+      [&](Index, Index, A* scratch) { return [&body, scratch](const TileInTurn<A>& tile) { body(tile, scratch); }; },
+      executor);
 }
 
 /// A forward pass by the policy's evaluation: the recurrence, unless chunks are asked for. It has outputs and no errors.

@@ -44,8 +44,8 @@ CHELA_ALWAYS_INLINE void read_columns(const S* coefficients, Index keys, const S
 }  // namespace detail
 
 /// u_t = beta_t e_t, S_t = Diag(a_t) S_{t-1} + k_t u_t^T, o_t = S_t^T q_t.
-template <bool Decays, class S, class FetchAhead>
-void delta_over_tile(const DeltaTile<S>& tile, FetchAhead&& fetch_ahead) {
+template <bool Decays, class S, class Ahead>
+void delta_over_tile(const DeltaTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
@@ -84,7 +84,7 @@ void delta_over_tile(const DeltaTile<S>& tile, FetchAhead&& fetch_ahead) {
       }
       CHELA_UNROLL
       for (int n = 0; n < vectors; ++n) pstoreu(tile.o + at + n * lanes, sum[n]);
-      fetch_ahead();
+      ahead();
     }
   }
 }
@@ -105,8 +105,8 @@ struct DeltaAdjointTile {
 };
 
 /// X = Diag(a) X + q_t dO_t^T, dU_t = X^T k_t, then X -= beta_t k_t dU_t^T.
-template <bool Decays, class S, class FetchAhead>
-void delta_adjoint_over_tile(const DeltaAdjointTile<S>& tile, FetchAhead&& fetch_ahead) {
+template <bool Decays, class S, class Ahead>
+void delta_adjoint_over_tile(const DeltaAdjointTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
@@ -144,7 +144,7 @@ void delta_adjoint_over_tile(const DeltaAdjointTile<S>& tile, FetchAhead&& fetch
           known[n] = pmadd(next_key, x, known[n]);
         }
       }
-      fetch_ahead();
+      ahead();
     }
   }
 }

@@ -1,6 +1,8 @@
 #pragma once
 // One additive walk of linear attention over a sequence, forward or as part of a backward pass: the gradients of linear
 // attention are linear attention again, with the roles of q, k, v exchanged and time reversed (cpu/attention/linear.hpp).
+#include <utility>
+
 #include "chela/cpu/attention/chunked_pass.hpp"
 #include "chela/cpu/attention/state_walk.hpp"
 #include "chela/tile/policy.hpp"
@@ -29,67 +31,123 @@ struct LinearPass {
   }
 };
 
-/// Token recurrence over packed tiles, causal.
+/// Token recurrence over packed tiles, causal. Tiles take turns in two sets of scratch: while one is computed on, the next is
+/// packed into the other.
+template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S>
+class RecurrentTiles {
+ public:
+  using Pass = LinearPass<Q, K, V, O, S>;
+  using A = Accumulator<O>;
+
+  RecurrentTiles(const Pass& pass, Index keys, Index columns, A* scratch) : pass_(pass), heads_(pass.heads()) {
+    const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
+    const Index factors = Decays ? std::max(keys, columns) : 0;
+    for (Packed& p : packed_)
+      p = {take(tile_len * keys), take(tile_len * keys), take(tile_len * columns), take(tile_len * factors),
+           take(factors)};
+    partial_ = take(tile_len * columns), write_ = take(tile_len * factors);
+  }
+  static Index scratch_size(Index keys, Index columns) {
+    return tile_len * (4 * keys + 3 * columns) + (Decays ? (3 * tile_len + 2) * std::max(keys, columns) : 0);
+  }
+
+  void operator()(const TileInTurn<A>& in_turn) {
+    const TileAt<A>& at = in_turn.tile;
+    const Packed& packed = packed_[in_turn.turn % 2];
+    PackAhead<A> ahead;
+    if (in_turn.turn == 0) pack(at, in_turn.next, packed_[0], ahead), ahead.finish();
+    if (in_turn.next) pack(*in_turn.next, in_turn.later, packed_[(in_turn.turn + 1) % 2], ahead);
+    if constexpr (!Decays)
+      run<TileDecay::none>(at, packed, ahead);
+    else if (on_values(at))
+      packed.folded ? run<TileDecay::columns_at_end>(at, packed, ahead) : run<TileDecay::columns>(at, packed, ahead);
+    else
+      packed.folded ? run<TileDecay::rows_at_end>(at, packed, ahead) : run<TileDecay::rows>(at, packed, ahead);
+    ahead.finish();
+  }
+
+ private:
+  static constexpr Index tile_len = P.chunk_len;
+
+  /// One tile's q, k and v; with decay also what q or o is multiplied by, and what the tile keeps of the state. Where that is
+  /// too little to be folded into them, `read` holds the decays themselves.
+  struct Packed {
+    A *q, *k, *v, *read, *at_end;
+    bool folded = true;
+  };
+
+  TileLogDecays<A> log_decays(const TileAt<A>& at) const { return pass_.decay.tile(at, heads_); }
+  /// Whether value columns decay, each by itself; if all of a token's state decays alike, that is left to the keys.
+  bool on_values(const TileAt<A>& at) const {
+    return pass_.decay.side == DecaySide::values && !log_decays(at).uniform();
+  }
+
+  static RowFactors<A> constant(const A& factor) { return factor == A(1) ? RowFactors<A>{} : RowFactors<A>{&factor}; }
+
+  /// Packs a tile, or queues it. `later` is the tile after it, or null.
+  void pack(const TileAt<A>& at, const TileAt<A>* later, Packed& packed, PackAhead<A>& ahead) {
+    RowFactors<A> q = constant(pass_.query_factor), k = constant(pass_.key_factor), v;
+    if constexpr (Decays) {
+      const TileLogDecays<A> g = log_decays(at);
+      const bool values = on_values(at);
+      const Index padded = values ? at.padded : at.keys;
+      const RunningDecay<A> running{packed.read, write_, packed.at_end, pass_.query_factor,
+                                    values ? A(1) : pass_.key_factor};
+      packed.folded = running_decay(g, running, padded);
+      const auto factors = [&](const A* rows) { return RowFactors<A>{rows, g.uniform() ? 1 : padded, !g.uniform()}; };
+      if (!packed.folded)
+        single_decays(g, packed.read, padded);
+      else if (values)
+        q = {}, v = factors(write_);
+      else
+        q = factors(packed.read), k = factors(write_);
+    }
+    const auto rows = [&](auto x, RowFactors<A> factors, A* to) {
+      ahead.pack(at.rows(x, heads_), later ? later->rows(x, heads_) : decltype(at.rows(x, heads_)){}, factors, to,
+                 at.keys);
+    };
+    rows(pass_.q, q, packed.q), rows(pass_.k, k, packed.k);
+    ahead.pack(at.columns(pass_.v, heads_), later ? later->columns(pass_.v, heads_) : TensorView<const V, 2>{}, v,
+               packed.v, at.padded);
+    ahead.fetch(at.columns(pass_.o, heads_));
+  }
+
+  template <TileDecay D>
+  void run(const TileAt<A>& at, const Packed& packed, PackAhead<A>& ahead) const {
+    const TensorView<O, 2> o = at.columns(pass_.o, heads_);
+    PackedTile<A> tile{.q = packed.q,
+                       .k = packed.k,
+                       .v = packed.v,
+                       .partial = partial_,
+                       .tokens = at.count,
+                       .keys = at.keys,
+                       .values = at.padded,
+                       .state = at.state,
+                       .state_stride = at.padded,
+                       .out = partial_,
+                       .out_stride = at.padded,
+                       .decay = packed.folded ? packed.at_end : packed.read,
+                       .out_factor = packed.read};
+    bool direct = false;
+    if constexpr (std::is_same_v<O, A>) {
+      direct = o.strides[1] == 1 && at.width == at.padded;
+      if (direct) tile.out = o.data, tile.out_stride = o.strides[0];
+    }
+    recur_over_tile<D, R>(tile, ahead);
+    if (!direct) unpack_rows(partial_, at.padded, o);
+  }
+
+  const Pass& pass_;
+  Index heads_;
+  Packed packed_[2];
+  A *partial_, *write_;
+};
+
 template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E>
 void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
-  using A = Accumulator<O>;
-  constexpr Index tile_len = P.chunk_len;
-  const Index heads = pass.heads();
-
-  // One packed tile of q, k, v and o; with decay also its factors, their reciprocals and those at its end.
-  const auto scratch_size = [](Index keys, Index columns) {
-    return tile_len * (2 * keys + 2 * columns) + (Decays ? (2 * tile_len + 1) * std::max(keys, columns) : 0);
-  };
-  const auto body = [&](const TileAt<A>& at, const TileAt<A>* next, A* scratch) {
-    A* q = scratch;
-    A* k = q + tile_len * at.keys;
-    A* v = k + tile_len * at.keys;
-    A* o = v + tile_len * at.padded;
-    pack_rows(at.rows(pass.q, heads), pass.query_factor, q, at.keys);
-    pack_rows(at.rows(pass.k, heads), pass.key_factor, k, at.keys);
-    pack_rows(at.columns(pass.v, heads), A(1), v, at.padded);
-
-    FetchAhead fetch_ahead;
-    if (next) {
-      fetch_ahead.add(next->rows(pass.q, heads)), fetch_ahead.add(next->rows(pass.k, heads));
-      fetch_ahead.add(next->columns(pass.v, heads)), fetch_ahead.add(next->columns(pass.o, heads));
-    }
-    PackedTile<A> tile{q, k, v, o, at.count, at.keys, at.padded, at.state, at.padded};
-    if constexpr (!Decays) {
-      recur_over_tile<TileDecay::none, R>(tile, fetch_ahead);
-    } else {
-      const TileLogDecays<A> g = pass.decay.tile(at, heads);
-      const bool uniform = g.uniform(), on_values = pass.decay.side == DecaySide::values && !uniform;
-      const Index padded = on_values ? at.padded : at.keys;
-      A* kept = o + tile_len * at.padded;
-      A* inverse = kept + tile_len * std::max(at.keys, at.padded);
-      A* at_end = inverse + tile_len * std::max(at.keys, at.padded);
-      if (!running_decay(g, kept, inverse, padded)) {
-        single_decays(g, kept, padded);
-        tile.decay = kept;
-        if (on_values)
-          recur_over_tile<TileDecay::columns, R>(tile, fetch_ahead);
-        else
-          recur_over_tile<TileDecay::rows, R>(tile, fetch_ahead);
-      } else {
-        scale_rows(on_values ? v : k, at.count, padded, inverse, uniform);
-        if (!on_values) scale_rows(q, at.count, padded, kept, uniform);
-        if (uniform)
-          std::fill_n(at_end, padded, kept[at.count - 1]);
-        else
-          std::copy_n(kept + (at.count - 1) * padded, padded, at_end);
-        tile.decay = at_end;
-        if (on_values) {
-          recur_over_tile<TileDecay::columns_at_end, R>(tile, fetch_ahead);
-          scale_rows(o, at.count, padded, kept, uniform);
-        } else {
-          recur_over_tile<TileDecay::rows_at_end, R>(tile, fetch_ahead);
-        }
-      }
-    }
-    unpack_rows(o, at.padded, at.columns(pass.o, heads));
-  };
-  walk_states(pass.template walk<P>(), scratch_size, body, executor);
+  using Tiles = RecurrentTiles<P, Decays, R, Q, K, V, O, S>;
+  const auto begin = [&](Index keys, Index columns, auto* scratch) { return Tiles(pass, keys, columns, scratch); };
+  walk_states(pass.template walk<P>(), &Tiles::scratch_size, begin, executor);
 }
 
 /// The policy's evaluation, or the measured default: the recurrence for causal passes (on a CPU it runs at the multiply-add

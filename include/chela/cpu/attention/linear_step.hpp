@@ -1,7 +1,8 @@
 #pragma once
 // One token of linear attention: the state is swept once, in place where its strides allow.
 #include "chela/attention/linear.hpp"
-#include "chela/cpu/attention/delta_pass.hpp"
+#include "chela/cpu/attention/state_sweep.hpp"
+#include "chela/cpu/attention/state_walk.hpp"
 
 namespace chela::cpu::detail {
 
@@ -9,25 +10,23 @@ template <class T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
 void step_states(const LinearAttentionArgs<T, D, R, F>& args, const E& executor) {
   using A = Accumulator<T>;
   using S = StateOf<T, F>;
-  using Block = RegisterBlock<A>;
+  constexpr bool decays = D != DecayKind::none;
   const LinearAttentionShape shape = linear_attention_shape(args.q, args.k, args.v);
   const A scale = attention_scale(args.scale, shape);
   const Index heads = shape.output_heads(), state_heads = shape.state_heads(), per_state = heads / state_heads;
-  const Index keys = round_up(shape.key_dim, Block::rows), columns = round_up(shape.value_dim, Block::columns);
+  const Index keys = shape.key_dim, columns = round_up(shape.value_dim, RegisterBlock<A>::lanes);
   const TensorView<S, 4> states = key_major<F>(args.final_state);
-  const bool in_place =
-      std::is_same_v<S, A> && keys == shape.key_dim && columns == shape.value_dim && states.strides[3] == 1;
+  const bool in_place = std::is_same_v<S, A> && columns == shape.value_dim && states.strides[3] == 1;
   TensorView<const A, 4> log_decay;
-  if constexpr (D != DecayKind::none) log_decay = spread_log_decay(args.log_decay, shape);
+  if constexpr (decays) log_decay = spread_log_decay(args.log_decay, shape);
 
-  Tensor<A, 2> scratch(executor.workers(), 4 * keys + 3 * columns + (in_place ? 0 : keys * columns));
+  Tensor<A, 2> scratch(executor.workers(), 3 * keys + 2 * columns + (in_place ? 0 : keys * columns));
   executor.for_each(shape.batch * state_heads, [&](Index task, int worker) {
     const Index b = task / state_heads, state_head = task % state_heads;
-    A *q = &scratch(worker, 0), *k = q + keys, *decay = k + keys, *reads = decay + keys, *v = reads + keys;
-    A *o = v + columns, *errors = o + columns;
+    A *q = &scratch(worker, 0), *k = q + keys, *decay = k + keys, *v = decay + keys, *o = v + columns;
     const TensorView<S, 2> kept =
         slice(slice(states, args.state_slots.present() ? args.state_slots[b] : b), state_head);
-    A* state = errors + columns;
+    A* state = o + columns;
     if constexpr (std::is_same_v<S, A>)
       if (in_place) state = kept.data;
     const Index state_stride = in_place ? kept.strides[0] : columns;
@@ -37,26 +36,22 @@ void step_states(const LinearAttentionArgs<T, D, R, F>& args, const E& executor)
     }
     pack_rows(head_matrix(args.k, b, state_head, state_heads), A(1), k, keys);
     pack_rows(head_matrix(args.v, b, state_head, state_heads), A(1), v, columns);
-    if constexpr (D != DecayKind::none)
+    if constexpr (decays)
       single_decays(TileLogDecays<A>{head_matrix(log_decay, b, state_head, state_heads)}, decay, keys);
 
+    const StateSweep<A> sweep{q, k, v, o, keys, columns, state, state_stride, decay};
+    if constexpr (R == RuleKind::delta) {
+      StateSweep<A> known = sweep;
+      known.q = k;
+      sweep_state<decays, false>(known);
+      for (Index j = 0; j < columns; ++j) v[j] = args.beta(b, 0, state_head) * (v[j] - o[j]);
+    }
     for (Index head = state_head * per_state; head < (state_head + 1) * per_state; ++head) {
       pack_rows(head_matrix(args.q, b, head, heads), scale, q, keys);
-      const PackedTile<A> tile{q, k, v, o, 1, keys, columns, state, state_stride, decay};
-      if (head > state_head * per_state) {  // the token is in the state: further queries of the run only read it
-        std::fill_n(k, keys, A(0));
-        recur_over_tile<TileDecay::none>(tile, FetchNothing{});
-      } else if constexpr (R == RuleKind::additive) {
-        recur_over_tile<D == DecayKind::none ? TileDecay::none : TileDecay::rows>(tile, FetchNothing{});
-      } else {
-        constexpr bool decays = D != DecayKind::none;
-        const A beta = args.beta(b, 0, state_head);
-        std::copy_n(k, keys, reads);
-        if (decays) scale_rows(reads, Index(1), keys, decay, false);
-        delta_over_tile<decays>(
-            DeltaTile<A>{q, k, reads, v, &beta, o, errors, 1, keys, columns, state, state_stride, decay},
-            FetchNothing{});
-      }
+      if (head == state_head * per_state)
+        sweep_state<decays, true>(sweep);
+      else  // the token is in the state: further queries of the run only read it
+        sweep_state<false, false>(sweep);
       unpack_rows(o, columns, head_matrix(args.o, b, head, heads));
     }
     if (!in_place) unpack_rows(state, columns, kept);

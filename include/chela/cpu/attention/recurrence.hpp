@@ -34,23 +34,27 @@ enum class TileDecay {
 /// When a token's query reads: what the token itself wrote included, or only what came before.
 enum class ReadOrder { after_write, before_write };
 
-/// One packed tile: `q` and `k` are [tokens, keys], `v` and `o` [tokens, values], `state` [keys, values] with rows
-/// `state_stride` apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::columns.
+/// One packed tile: `q` and `k` are [tokens, keys], `v` [tokens, values], `state` [keys, values] with rows `state_stride`
+/// apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::columns. Outputs go to rows `out_stride`
+/// apart; `partial` [tokens, values] holds them until all keys are summed, and may be the same memory.
 template <class S>
 struct PackedTile {
   const S *q, *k, *v;
-  S* o;
+  S* partial;
   Index tokens, keys, values;
   S* state;
   Index state_stride;
+  S* out;
+  Index out_stride;
   const S* decay = nullptr;
+  const S* out_factor = nullptr;  ///< [tokens, values], multiplies the outputs where columns decay at the end
 };
 
-/// Writes o and advances the state. Each output sums its keys in ascending order, whatever the tile length, so without decay
-/// the cut of a sequence into tiles changes no bit. `fetch_ahead` is called once per token and register block; a pass brings
-/// the next tile's memory nearer with it, while the multiply-adds run.
-template <TileDecay D = TileDecay::none, ReadOrder R = ReadOrder::after_write, class S, class FetchAhead>
-void recur_over_tile(const PackedTile<S>& tile, FetchAhead&& fetch_ahead) {
+/// Writes the outputs and advances the state. Each output sums its keys in ascending order, whatever the tile length, so
+/// without decay the cut of a sequence into tiles changes no bit. `ahead` packs the next tile meanwhile, a row for each token
+/// of each register block.
+template <TileDecay D = TileDecay::none, ReadOrder R = ReadOrder::after_write, class S, class Ahead>
+void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
@@ -59,6 +63,9 @@ void recur_over_tile(const PackedTile<S>& tile, FetchAhead&& fetch_ahead) {
 
   for (Index column = 0; column < values; column += Block::columns) {
     for (Index row = 0; row < keys; row += rows) {
+      const bool first = row == 0, last = row + rows == keys;
+      S* const out = (last ? tile.out : tile.partial) + column;
+      const Index out_stride = last ? tile.out_stride : values;
       S* const state = tile.state + row * tile.state_stride + column;
       Packet s[rows][vectors];
       CHELA_UNROLL
@@ -68,13 +75,13 @@ void recur_over_tile(const PackedTile<S>& tile, FetchAhead&& fetch_ahead) {
       for (Index t = 0; t < tile.tokens; ++t) {
         const S* k = tile.k + t * keys + row;
         const S* q = tile.q + t * keys + row;
-        S* o = tile.o + t * values + column;
         Packet value[vectors], sum[vectors], keep[vectors];
         CHELA_UNROLL
         for (int n = 0; n < vectors; ++n) {
-          value[n] = ploadu<Packet>(tile.v + t * values + column + n * lanes);
-          sum[n] = row == 0 ? pset1<Packet>(S(0)) : ploadu<Packet>(o + n * lanes);
-          if constexpr (D == TileDecay::columns) keep[n] = ploadu<Packet>(tile.decay + t * values + column + n * lanes);
+          const Index at = t * values + column + n * lanes;
+          value[n] = ploadu<Packet>(tile.v + at);
+          sum[n] = first ? pset1<Packet>(S(0)) : ploadu<Packet>(tile.partial + at);
+          if constexpr (D == TileDecay::columns) keep[n] = ploadu<Packet>(tile.decay + at);
         }
         CHELA_UNROLL
         for (int r = 0; r < rows; ++r) {
@@ -93,8 +100,12 @@ void recur_over_tile(const PackedTile<S>& tile, FetchAhead&& fetch_ahead) {
           }
         }
         CHELA_UNROLL
-        for (int n = 0; n < vectors; ++n) pstoreu(o + n * lanes, sum[n]);
-        fetch_ahead();
+        for (int n = 0; n < vectors; ++n) {
+          if constexpr (D == TileDecay::columns_at_end)
+            if (last) sum[n] = pmul(sum[n], ploadu<Packet>(tile.out_factor + t * values + column + n * lanes));
+          pstoreu(out + t * out_stride + n * lanes, sum[n]);
+        }
+        ahead();
       }
 
       CHELA_UNROLL

@@ -10,7 +10,7 @@
 #include "chela/core/tensor.hpp"
 #include "chela/cpu/attention/recurrence.hpp"
 #include "chela/cpu/attention/tile_decay.hpp"
-#include "chela/cpu/tile/fetch_ahead.hpp"
+#include "chela/cpu/tile/pack_ahead.hpp"
 #include "chela/cpu/tile/packing.hpp"
 
 namespace chela::cpu::detail {
@@ -70,6 +70,13 @@ struct TileAt {
   TensorView<T, 2> columns(TensorView<T, 4> x, Index heads) const {
     return run(rows(x, heads), 1, column, width);
   }
+};
+
+/// A tile of a walk, and the two that follow it in the walk, or null.
+template <class A>
+struct TileInTurn {
+  Index turn;  ///< 0 for the first tile of a walk
+  const TileAt<A>&tile, *next, *later;
 };
 
 /// The decay of a walk: [batch, token, heads / any divisor, key_dim or value_dim], broadcast where it depends on less.
@@ -147,10 +154,10 @@ void decay_state(A* state, Index padded, Index keys, Index width, DecaySide side
       state[r * padded + c] *= std::exp(log_decay(0, side == DecaySide::keys ? r : column + c));
 }
 
-/// Calls body(tile, next tile or null, scratch of `scratch_size(keys, columns)` elements) for every tile, in order within each
-/// head and column run; the body advances the tile's state.
-template <class A, class S, class ScratchSize, class Body, Executor E>
-void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, const Body& body, const E& executor) {
+/// Each task is begun by begin(keys, columns, scratch of `scratch_size(keys, columns)` elements), both padded; what that gives
+/// is called with every tile in turn, in order within each head and column run, and advances the tile's state.
+template <class A, class S, class ScratchSize, class Begin, Executor E>
+void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, const Begin& begin, const E& executor) {
   using Block = RegisterBlock<A>;
   const WalkStates<S>& kept = walk.states;
   const Index heads = walk.heads, shared = kept.stored() ? heads / kept.stored_heads() : 1;
@@ -167,7 +174,7 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
     const Index index = task / tasks.column_tasks / tasks.head_tasks, entry = kept.entry(index);
     const Sequence sequence = walk.sequences[index];
     A* const states = &scratch(worker, 0);
-    A* const rest = states + tasks.head_run * state_size;
+    auto advance = begin(keys, padded, states + tasks.head_run * state_size);
 
     const auto load = [&](Index head, A* state) {
       std::fill_n(state, keys * padded, A(0));
@@ -199,8 +206,9 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
     }
     const Index tiles = cut.size() * run_heads;
     for (Index i = 0; i < tiles; ++i) {
-      const TileAt<A> tile = tile_at(i), next = i + 1 < tiles ? tile_at(i + 1) : tile;
-      body(tile, i + 1 < tiles ? &next : nullptr, rest);
+      const TileAt<A> tile = tile_at(i), next = tile_at(std::min(i + 1, tiles - 1)),
+                      later = tile_at(std::min(i + 2, tiles - 1));
+      advance(TileInTurn<A>{i, tile, i + 1 < tiles ? &next : nullptr, i + 2 < tiles ? &later : nullptr});
       const Index done = tile.begin + tile.count - sequence.begin;
       if (kept.boundary.present() && done % kept.boundary_every == 0)
         store(tile.head, tile.state, slice(kept.boundary, index), done / kept.boundary_every - 1);

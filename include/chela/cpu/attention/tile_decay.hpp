@@ -76,35 +76,49 @@ bool uncut_keeps_enough(const TileLogDecays<S>& g) {
   return true;
 }
 
-/// Factors of a tile, in memory of its owner: `kept` and `inverse` are [tokens, width] (b and 1 / b) or, if uniform, [tokens].
-/// Returns false, and leaves nothing of use, if too little is kept for them.
+/// sum[0, width) = before[0, width) (or zero) + g[0, width), whose entries are `stride` apart.
 template <class S>
-bool running_decay(const TileLogDecays<S>& g, S* kept, S* inverse, Index padded) {
-  const Index tokens = g.tokens();
-  if (g.uniform()) {
-    S sum = 0;
-    for (Index t = 0; t < tokens; ++t) {
-      if (t >= g.absent) sum += g.row(t)[0];
-      if (!(sum >= S(least_kept_log))) return false;
-      kept[t] = std::exp(sum);
-      inverse[t] = S(1) / kept[t];
-    }
-    return true;
-  }
+void add_row(const S* before, const S* g, Index stride, Index width, S* sum) {
   using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+  using Const = Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>>;
+  if (stride != 1)
+    for (Index i = 0; i < width; ++i) sum[i] = (before ? before[i] : S(0)) + g[i * stride];
+  else if (before)
+    Array(sum, width) = Const(before, width) + Const(g, width);
+  else
+    std::copy_n(g, width, sum);
+}
+
+/// What q (or o) and k (or v) of a tile are multiplied by, in memory of its owner: query_factor b and key_factor / b
+/// [tokens, padded], or [tokens] if uniform; and b of the last token [padded].
+template <class S>
+struct RunningDecay {
+  S *read, *write, *at_end;
+  S query_factor = 1, key_factor = 1;
+};
+
+/// Fills them. Returns false, and leaves nothing of use, if too little is kept; that is seen from sums alone.
+template <class S>
+bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index padded) {
+  using Array = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+  const Index tokens = g.tokens(), width = g.uniform() ? 1 : g.width(), row = g.uniform() ? 1 : padded;
   for (Index t = 0; t < tokens; ++t) {
-    S* to = kept + t * padded;
-    if (t < g.absent)
-      std::fill_n(to, padded, S(0));
+    S* sum = to.read + t * row;
+    if (t >= g.absent)
+      add_row(t > 0 ? sum - row : nullptr, g.row(t), g.rows.strides[1], width, sum);
     else
-      pack_row(g.row(t), g.rows.strides[1], g.width(), S(1), to, padded);
-    if (t > 0) Array(to, padded) += Array(to - padded, padded);
+      std::fill_n(sum, width, S(0));
+    std::fill(sum + width, sum + row, S(0));
   }
-  const Array last(kept + (tokens - 1) * padded, padded);
-  if (!(last.minCoeff() >= S(least_kept_log)) || last.hasNaN() || !uncut_keeps_enough(g)) return false;
-  Array all(kept, tokens * padded), reciprocal(inverse, tokens * padded);
-  exp_by_packets(kept, tokens * padded);
-  reciprocal = all.inverse();
+  Array all(to.read, tokens * row), write(to.write, tokens * row), last(to.read + (tokens - 1) * row, row);
+  if (!(last >= S(least_kept_log)).all() || !uncut_keeps_enough(g)) return false;
+  exp_by_packets(to.read, tokens * row);
+  write = to.key_factor / all;
+  if (g.uniform())
+    std::fill_n(to.at_end, padded, last[0]);
+  else
+    Array(to.at_end, padded) = last;
+  all *= to.query_factor;
   return true;
 }
 

@@ -54,23 +54,24 @@ void two_way_pass(const LinearAttentionArgs<T, D, RuleKind::additive, F>& args, 
   });
 }
 
+/// Memory for a gradient in another element type, or none if it is not wanted.
+template <class A, class T, int Rank>
+Tensor<A, Rank> room_like(TensorView<T, Rank> grad) {
+  if (!grad.present()) return {};
+  std::array<Index, Rank> extents;
+  std::copy_n(grad.extents, Rank, extents.begin());
+  return Tensor<A, Rank>(extents);
+}
+
 template <ChunkPolicy P, class T, DecayKind D, AttentionForm F, Executor E>
 void two_way_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F>& args, const E& executor) {
   using A = Accumulator<T>;
   const SequenceBatch sequences = sequences_of(args);
   // Both directions in the accumulator type, side by side.
-  const auto room = [](auto like) {
-    Tensor<A, like.rank> x;
-    if (like.present()) {
-      std::array<Index, like.rank> extents;
-      std::copy_n(like.extents, like.rank, extents.begin());
-      x = Tensor<A, like.rank>(extents);
-    }
-    return x;
-  };
-  Tensor<A, 4> q[2] = {room(args.grad_q), room(args.grad_q)}, k[2] = {room(args.grad_k), room(args.grad_k)},
-               v[2] = {room(args.grad_v), room(args.grad_v)};
-  Tensor<A, log_decay_rank(D)> g[2] = {room(args.grad_log_decay), room(args.grad_log_decay)};
+  Tensor<A, 4> q[2] = {room_like<A>(args.grad_q), room_like<A>(args.grad_q)},
+               k[2] = {room_like<A>(args.grad_k), room_like<A>(args.grad_k)},
+               v[2] = {room_like<A>(args.grad_v), room_like<A>(args.grad_v)};
+  Tensor<A, log_decay_rank(D)> g[2] = {room_like<A>(args.grad_log_decay), room_like<A>(args.grad_log_decay)};
   const auto targets = [&](int direction) {
     return GradientTargets<A, A, D>{q[direction], k[direction], v[direction], {}, g[direction], {}};
   };
