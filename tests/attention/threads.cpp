@@ -15,7 +15,7 @@ using namespace chela::test;
 
 namespace {
 
-/// Tasks to whichever thread is free, in order.
+/// Tasks to whichever thread is free, in order; one thread is the caller's own.
 class ThreadExecutor {
  public:
   explicit ThreadExecutor(int threads) : threads_(threads) {}
@@ -23,6 +23,7 @@ class ThreadExecutor {
 
   template <class F>
   void for_each(Index tasks, F&& f) const {
+    if (threads_ == 1) return SerialExecutor{}.for_each(tasks, f);
     std::atomic<Index> next{0};
     std::vector<std::thread> threads;
     for (int worker = 0; worker < threads_; ++worker)
@@ -61,8 +62,8 @@ struct Results {
   }
 };
 
-template <class T, DecayKind D, RuleKind R, Executor E>
-Results<T, D, R> run_all(const Problem<T, D, R>& p, const E& executor) {
+template <class T, DecayKind D, RuleKind R>
+Results<T, D, R> run_all(const Problem<T, D, R>& p, const ThreadExecutor& executor) {
   const auto saved = [&](Index count) {
     return Tensor<Accumulator<T>, 5>(p.s.batch, count, p.s.state_heads(), p.s.key_dim, p.s.value_dim);
   };
@@ -89,7 +90,7 @@ TEST_CASE_TEMPLATE("any number of workers gives the bits of one", M, Member<Deca
       CAPTURE(shape);
       Problem<float, M::decay, M::rule> p(shape, Gates::mixed_with_resets);
       p.span = span;
-      const auto serial = run_all(p, SerialExecutor{});
+      const auto serial = run_all(p, ThreadExecutor(1));
       for (float o : serial.o) REQUIRE(o == o);
       for (int workers : {2, 3, 7}) {
         CAPTURE(workers);
@@ -104,18 +105,17 @@ TEST_CASE_TEMPLATE("one key that forgets fast does not change how the columns of
     CAPTURE(key_dim);
     Problem<float, M::decay, M::rule> p({.tokens = 40, .key_dim = key_dim, .value_dim = 9});
     for (Index t = 0; t < p.s.tokens; ++t) p.log_decay(0, t, 0, 0) = -50;
-    CHECK(same_bits(run_all(p, ThreadExecutor(3)), run_all(p, SerialExecutor{})));
+    CHECK(same_bits(run_all(p, ThreadExecutor(3)), run_all(p, ThreadExecutor(1))));
   }
 }
 
 TEST_CASE("calls at the same time do not disturb each other") {
   const Problem<float, DecayKind::per_key, RuleKind::delta> p(shapes[0], Gates::mixed_with_resets);
-  const auto alone = run_all(p, SerialExecutor{});
+  const auto alone = run_all(p, ThreadExecutor(1));
   std::atomic<int> agree{0};
   constexpr int calls = 4;
-  ThreadExecutor(calls).for_each(calls, [&](Index call, int) {
-    agree += same_bits(call % 2 ? run_all(p, ThreadExecutor(2)) : run_all(p, SerialExecutor{}), alone);
-  });
+  ThreadExecutor(calls).for_each(
+      calls, [&](Index call, int) { agree += same_bits(run_all(p, ThreadExecutor(call % 2 ? 2 : 1)), alone); });
   CHECK(agree == calls);
 }
 
