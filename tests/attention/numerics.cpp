@@ -1,5 +1,5 @@
-// The numerical promises of linear attention: whatever the decays, every output, state and gradient is finite where the double
-// recurrence is, and as close to it as rounding allows; a reset is exact; a NaN stays where it came from.
+// The numerical promises of linear attention: whatever the decays, every output, state and gradient is finite where the
+// double recurrence is, and as close to it as rounding allows; a reset is exact; a NaN stays where it came from.
 #include <doctest/doctest.h>
 
 #include <cstring>
@@ -52,8 +52,8 @@ bool all_zero(TensorView<T, Rank> x) {
 /// The state head of a head of a tensor that has `heads`.
 Index state_head_of(Index head, Index heads) { return head * shape.value_heads / heads; }
 
-/// Whether two tensors, of batch entries along axis 0, have the same bits outside of one batch entry (-1: outside of all) and
-/// the heads of one state.
+/// Whether two tensors, of batch entries along axis 0, have the same bits outside of one batch entry (-1: outside of
+/// all) and the heads of one state.
 template <int HeadAxis, class T, int Rank>
 bool same_bits_elsewhere(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b, Index batch, Index state_head) {
   bool same = true;

@@ -1,5 +1,6 @@
 #pragma once
-// Problems of linear attention at the edges of what a log-decay may be, and how far each answer is from the double recurrence.
+// Problems of linear attention at the edges of what a log-decay may be, and how far each answer is from the double
+// recurrence.
 #include <array>
 #include <cmath>
 #include <limits>
@@ -104,8 +105,9 @@ double least_distance() {
   return double(static_cast<Accumulator<T>>(std::numeric_limits<T>::denorm_min()));
 }
 
-/// |got - want| / |want| over all elements that T can hold, infinite if one of them is not finite in `got`. Below its least
-/// normal value a type has no relative precision left: each of the `summed` terms may be off by half its least distance.
+/// |got - want| / |want| over all elements that T can hold, infinite if one of them is not finite in `got`. Below its
+/// least normal value a type has no relative precision left: each of the `summed` terms may be off by half its least
+/// distance.
 template <class T, int Rank>
 double error_where_finite(const Tensor<T, Rank>& got, const Tensor<double, Rank>& want, Index summed) {
   double difference = 0, norm = 0;
@@ -187,8 +189,8 @@ Errors backward_errors(const Problem<T, D, R>& p) {
     double norm = 0;
     for (double x : sum) norm += x * x;
     const Index summed = p.s.key_dim * p.s.value_dim * (p.s.tokens + 1);
-    // Terms come from two walks, or four for the delta rule or two directions, of each output head of the state. The sum
-    // runs on, so that a term's error reaches every later token: per head it counts as often.
+    // Terms come from two walks, or four for the delta rule or two directions, of each output head of the state. The
+    // sum runs on, so that a term's error reaches every later token: per head it counts as often.
     const Index walks = (p.delta || p.span == Span::bidirectional ? 4 : 2) * (p.s.output_heads() / p.s.state_heads());
     const Index times = D == DecayKind::per_head ? p.s.batch * p.s.tokens * p.s.tokens : 1;
     const double error = error_where_finite(got.log_decay, sum, walks * times * summed);

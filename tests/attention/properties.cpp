@@ -1,5 +1,5 @@
-// What holds for linear attention whatever the sizes: tried on random ones. CHELA_TEST_SEED=n in the environment tries the
-// sizes of seed n alone.
+// What holds for linear attention whatever the sizes: tried on random ones. CHELA_TEST_SEED=n in the environment tries
+// the sizes of seed n alone.
 #include <doctest/doctest.h>
 
 #include <cstdlib>

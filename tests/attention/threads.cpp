@@ -1,5 +1,6 @@
-// Linear attention on threads of the caller's own: the bits of one worker, whatever their number, and no memory that two tasks
-// or two calls share. The preset `tsan` runs this under the thread sanitizer, which does not understand OpenMP's threads.
+// Linear attention on threads of the caller's own: the bits of one worker, whatever their number, and no memory that
+// two tasks or two calls share. The preset `tsan` runs this under the thread sanitizer, which does not understand
+// OpenMP's threads.
 #include <doctest/doctest.h>
 
 #include <atomic>

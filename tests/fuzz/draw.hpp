@@ -1,5 +1,6 @@
 #pragma once
-// What a fuzzer's bytes are read as: numbers, and tensors of any strides with guarded memory around and between their elements.
+// What a fuzzer's bytes are read as: numbers, and tensors of any strides with guarded memory around and between their
+// elements.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -35,8 +36,8 @@ inline void demand(bool condition, const char* what) {
   std::abort();
 }
 
-/// A tensor in memory of exactly the size that its strides need, so that a step outside is seen by the address sanitizer; what
-/// lies between its elements keeps a value of its own.
+/// A tensor in memory of exactly the size that its strides need, so that a step outside is seen by the address
+/// sanitizer; what lies between its elements keeps a value of its own.
 template <class T, int Rank>
 class Placed {
  public:

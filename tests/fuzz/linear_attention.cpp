@@ -1,5 +1,5 @@
-// Linear attention on arguments of any kind: a sound call must give the right answer and write nothing else, any other must be
-// refused and write nothing. Built with libFuzzer (CHELA_BUILD_FUZZERS).
+// Linear attention on arguments of any kind: a sound call must give the right answer and write nothing else, any other
+// must be refused and write nothing. Built with libFuzzer (CHELA_BUILD_FUZZERS).
 #include "chela/cpu/attention/linear.hpp"
 #include "fuzz/linear_attention_case.hpp"
 

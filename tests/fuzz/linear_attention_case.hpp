@@ -1,6 +1,6 @@
 #pragma once
-// A case of linear attention drawn from a fuzzer's bytes: shape, sequences, slots and inputs, sound for the most part, and what
-// the double recurrence makes of it.
+// A case of linear attention drawn from a fuzzer's bytes: shape, sequences, slots and inputs, sound for the most part,
+// and what the double recurrence makes of it.
 #include <cmath>
 #include <limits>
 #include <random>
@@ -138,8 +138,8 @@ struct LinearAttentionCase {
     offsets.place(bytes);
   }
 
-  /// Perhaps slots in a pool of states with two entries to spare; how many entries the states have then. Whether wrong ones
-  /// are refused depends on whether there are states at all, so that is left to `wrong_slots`.
+  /// Perhaps slots in a pool of states with two entries to spare; how many entries the states have then. Whether wrong
+  /// ones are refused depends on whether there are states at all, so that is left to `wrong_slots`.
   Index draw_slots(bool& wrong_slots) {
     if (!bytes.once_in(3)) return sequences;
     slots.values.resize(std::size_t(sequences + 2));

@@ -39,8 +39,9 @@ struct TileLogDecays {
   const S* row(Index t) const { return rows.data + (t - absent) * rows.strides[0]; }
 };
 
-/// x[0, count) = exp(x), by packets even where they do not fill one. Left to itself, Eigen hands what lies outside of aligned
-/// packets to the library's function, which rounds otherwise: the answer would depend on where a worker's memory begins.
+/// x[0, count) = exp(x), by packets even where they do not fill one. Left to itself, Eigen hands what lies outside of
+/// aligned packets to the library's function, which rounds otherwise: the answer would depend on where a worker's
+/// memory begins.
 template <class S>
 void exp_by_packets(S* x, Index count) {
   using namespace Eigen::internal;
@@ -59,8 +60,8 @@ void exp_by_packets(S* x, Index count) {
   }
 }
 
-/// Whether every column keeps enough over the tile, those outside of a cut included: were only its own asked, the sharing out
-/// of columns to workers would decide how a tile is walked, and so rounded.
+/// Whether every column keeps enough over the tile, those outside of a cut included: were only its own asked, the
+/// sharing out of columns to workers would decide how a tile is walked, and so rounded.
 template <class S>
 bool uncut_keeps_enough(const TileLogDecays<S>& g) {
   constexpr Index block = 64;
@@ -122,8 +123,8 @@ bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index p
   return true;
 }
 
-/// to[0, padded) = exp of a row of log-decays, and of zeros. Eigen's packets stop at the least normal number, and differently on
-/// each machine: below it, down to the zero of a reset, and for NaN, the library's function is asked.
+/// to[0, padded) = exp of a row of log-decays, and of zeros. Eigen's packets stop at the least normal number, and
+/// differently on each machine: below it, down to the zero of a reset, and for NaN, the library's function is asked.
 template <class S>
 void exp_row(const S* g, Index stride, Index width, S* to, Index padded) {
   constexpr S least_normal = std::is_same_v<S, double> ? S(-708) : S(-87);
