@@ -131,10 +131,18 @@ void exp_row(const S* g, Index stride, Index width, S* to, Index padded) {
   constexpr S zero = std::is_same_v<S, double> ? S(-746) : S(-104);
   Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>> all(to, padded);
   pack_row(g, stride, width, S(1), to, padded);
+  const bool ordinary = all.minCoeff() >= least_normal && !std::isnan(all.sum());
   all = all.max(least_normal);
   exp_by_packets(to, padded);
-  for (Index i = 0; i < width; ++i)
-    if (const S x = g[i * stride]; !(x >= least_normal)) to[i] = x < zero ? S(0) : std::exp(x);
+  if (ordinary) return;
+  int between = 0;  // counted without a branch: resets come at random
+  for (Index i = 0; i < width; ++i) {
+    const S x = g[i * stride];
+    to[i] = x < zero ? S(0) : to[i];
+    between += !(x >= least_normal) & !(x < zero);
+  }
+  for (Index i = 0; between > 0 && i < width; ++i)
+    if (const S x = g[i * stride]; !(x >= least_normal) && !(x < zero)) to[i] = std::exp(x);
 }
 
 /// The decays themselves, [tokens, padded].
