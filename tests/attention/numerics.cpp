@@ -13,6 +13,7 @@ using namespace chela::test;
 
 namespace {
 
+constexpr ChunkPolicy chunked{.evaluation = Evaluation::chunked};
 const Shape shape{
     .batch = 2, .tokens = 80, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 12, .value_dim = 20};
 
@@ -32,6 +33,7 @@ void check_member() {
       CAPTURE(size);
       auto p = extreme_problem<T, D, R>(shape, decays, size);
       check(forward_errors<ChunkPolicy{}>(p));
+      check(forward_errors<chunked>(p));
       check(step_errors(p));
       check(backward_errors(p));
       if (R == RuleKind::delta) continue;

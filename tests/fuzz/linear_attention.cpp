@@ -12,6 +12,7 @@ struct ValueMajor : LinearAttentionForm {
   static constexpr StateLayout state_layout = StateLayout::value_major;
 };
 constexpr ChunkPolicy short_tiles{.chunk_len = 3, .value_tile = 8};
+constexpr ChunkPolicy chunked{.evaluation = Evaluation::chunked, .chunk_len = 5};
 
 /// Whether a state is still what it was.
 bool same_state(TensorView<float, 4> states, const Tensor<double, 4>& before, Index entry) {
@@ -230,12 +231,14 @@ void step(Bytes& bytes) {
 
 template <DecayKind D, RuleKind R, class F>
 void any_call(Bytes& bytes) {
-  switch (bytes.upto(3)) {
+  switch (bytes.upto(4)) {
     case 0:
       return forward<ChunkPolicy{}, D, R, F>(bytes);
     case 1:
       return forward<short_tiles, D, R, F>(bytes);
     case 2:
+      return forward<chunked, D, R, F>(bytes);
+    case 3:
       return backward<D, R, F>(bytes);
     default:
       return step<D, R, F>(bytes);
