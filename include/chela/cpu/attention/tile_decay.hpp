@@ -38,6 +38,22 @@ struct TileLogDecays {
   const S* row(Index t) const { return rows.data + (t - absent) * rows.strides[0]; }
 };
 
+/// x[0, count) = exp(x), by packets only: Eigen's arrays leave what lies before an aligned address to another function, and the
+/// bits would depend on where the memory is.
+template <class S>
+void exp_in_place(S* x, Index count) {
+  using namespace Eigen::internal;
+  using Packet = typename packet_traits<S>::type;
+  constexpr Index lanes = packet_traits<S>::size;
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes) pstoreu(x + i, pexp(ploadu<Packet>(x + i)));
+  if (i == count) return;
+  S rest[lanes] = {};
+  std::copy(x + i, x + count, rest);
+  pstoreu(rest, pexp(ploadu<Packet>(rest)));
+  std::copy_n(rest, count - i, x + i);
+}
+
 /// sum[0, width) = before[0, width) (or zero) + g[0, width), whose entries are `stride` apart.
 template <class S>
 void add_row(const S* before, const S* g, Index stride, Index width, S* sum) {
@@ -74,7 +90,7 @@ bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index p
   }
   Array all(to.read, tokens * row), write(to.write, tokens * row), last(to.read + (tokens - 1) * row, row);
   if (!(last >= S(least_kept_log)).all()) return false;
-  all = all.exp();
+  exp_in_place(to.read, tokens * row);
   write = to.key_factor / all;
   if (g.uniform())
     std::fill_n(to.at_end, padded, last[0]);
@@ -92,7 +108,8 @@ void exp_row(const S* g, Index stride, Index width, S* to, Index padded) {
   constexpr S zero = std::is_same_v<S, double> ? S(-746) : S(-104);
   Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>> all(to, padded);
   pack_row(g, stride, width, S(1), to, padded);
-  all = all.max(least_normal).exp();
+  all = all.max(least_normal);
+  exp_in_place(to, padded);
   for (Index i = 0; i < width; ++i)
     if (const S x = g[i * stride]; !(x >= least_normal)) to[i] = x < zero ? S(0) : std::exp(x);
 }
