@@ -139,8 +139,8 @@ struct WalkTasks {
     const Index tasks_per_entry = std::clamp<Index>(ceil_div(wanted, std::max<Index>(sequences, 1)), 1, heads / shared);
     head_run = round_up(heads / tasks_per_entry, shared);
     head_tasks = ceil_div(heads, head_run);
-    const bool cut_columns = sequences * head_tasks < workers;
-    column_run = round_up(cut_columns ? std::min(value_tile, value_dim) : value_dim, block);
+    const Index runs = std::max<Index>(sequences * head_tasks, 1), cuts = std::max<Index>(ceil_div(workers, runs), 1);
+    column_run = round_up(cuts > 1 ? std::min(value_tile, ceil_div(value_dim, cuts)) : value_dim, block);
     column_tasks = ceil_div(value_dim, column_run);
   }
 };
@@ -168,7 +168,7 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
 
   executor.for_each(walk.sequences.size() * tasks.head_tasks * tasks.column_tasks, [&](Index task, int worker) {
     const Index column = task % tasks.column_tasks * tasks.column_run;
-    const Index width = std::min(tasks.column_run, walk.value_dim - column), padded = round_up(width, Block::columns);
+    const Index width = std::min(tasks.column_run, walk.value_dim - column), padded = round_up(width, Block::lanes);
     const Index first = task / tasks.column_tasks % tasks.head_tasks * tasks.head_run;
     const Index run_heads = std::min(tasks.head_run, heads - first);
     const Index index = task / tasks.column_tasks / tasks.head_tasks, entry = kept.entry(index);
