@@ -75,6 +75,27 @@ struct RunningDecay {
   S query_factor = 1, key_factor = 1;
 };
 
+/// Turns sums of log-decays in `to.read` into both.
+template <class S>
+void fold_sums(const RunningDecay<S>& to, Index count) {
+  using namespace Eigen::internal;
+  using Packet = typename packet_traits<S>::type;
+  constexpr Index lanes = packet_traits<S>::size;
+  const Packet query_factor = pset1<Packet>(to.query_factor), key_factor = pset1<Packet>(to.key_factor);
+  const auto fold = [&](S* read, S* write) {
+    const Packet kept = pexp(ploadu<Packet>(read));
+    pstoreu(write, pdiv(key_factor, kept));
+    pstoreu(read, pmul(kept, query_factor));
+  };
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes) fold(to.read + i, to.write + i);
+  S read[lanes] = {}, write[lanes];
+  std::copy(to.read + i, to.read + count, read);
+  fold(read, write);
+  std::copy_n(read, count - i, to.read + i);
+  std::copy_n(write, count - i, to.write + i);
+}
+
 /// Fills them. Returns false, and leaves nothing of use, if too little is kept; that is seen from sums alone.
 template <class S>
 bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index padded) {
@@ -88,15 +109,14 @@ bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index p
       std::fill_n(sum, width, S(0));
     std::fill(sum + width, sum + row, S(0));
   }
-  Array all(to.read, tokens * row), write(to.write, tokens * row), last(to.read + (tokens - 1) * row, row);
+  const Array last(to.read + (tokens - 1) * row, row);
   if (!(last >= S(least_kept_log)).all()) return false;
-  exp_in_place(to.read, tokens * row);
-  write = to.key_factor / all;
   if (g.uniform())
     std::fill_n(to.at_end, padded, last[0]);
   else
     Array(to.at_end, padded) = last;
-  all *= to.query_factor;
+  exp_in_place(to.at_end, padded);
+  fold_sums(to, tokens * row);
   return true;
 }
 
