@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "chela/core/large_pages.hpp"
 #include "chela/core/tensor_view.hpp"
 
 namespace chela {
@@ -27,7 +28,9 @@ class Tensor {
       view_.strides[a] = stride;
       stride *= extents[a];
     }
-    memory_.reset(static_cast<T*>(::operator new(sizeof(T) * std::size_t(std::max<Index>(stride, 1)), alignment)));
+    const std::size_t bytes = sizeof(T) * std::size_t(std::max<Index>(stride, 1));
+    memory_.reset(static_cast<T*>(::operator new(bytes, alignment)));
+    detail::prefer_large_pages(memory_.get(), bytes);
     view_.data = memory_.get();
     std::uninitialized_fill_n(view_.data, stride, fill);
   }

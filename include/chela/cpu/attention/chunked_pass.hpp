@@ -186,8 +186,13 @@ void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, Index most_tokens, con
   // The walk carries the transposed state, whole: its rows are values, its columns keys.
   const auto walk = [&]<class Kept>(const WalkStates<Kept>& states_t, const auto& visit) {
     walk_states(
-        StateWalk<A, Kept>{
-            pass.sequences, heads, pass.value_dim(), pass.key_dim(), states_t, {}, chunk_len, pass.key_dim()},
+        StateWalk<A, Kept>{.sequences = pass.sequences,
+                           .heads = heads,
+                           .key_dim = pass.value_dim(),
+                           .value_dim = pass.key_dim(),
+                           .states = states_t,
+                           .tile_len = chunk_len,
+                           .column_grain = round_up(pass.key_dim(), RegisterBlock<A>::columns)},
         [&](Index, Index) { return Chunk::memory_size(pass, chunk_len); },
         [&](Index, Index, A* memory) {
           return [&, memory](const TileInTurn<A>& in_turn) {

@@ -49,10 +49,11 @@ void delta_over_tile(const DeltaTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
-  constexpr int vectors = Block::vectors, lanes = Block::lanes;
+  constexpr int lanes = Block::lanes;
   const Index keys = tile.keys, values = tile.values;
 
-  for (Index column = 0; column < values; column += Block::columns) {
+  for_each_strip<S>(values, [&](auto strip, Index column) {
+    constexpr int vectors = decltype(strip)::value;
     S* const state = tile.state + column;
     Packet known[vectors];  // what the state answers for the next token's key
     detail::read_columns(tile.reads, keys, state, tile.state_stride, known);
@@ -86,7 +87,7 @@ void delta_over_tile(const DeltaTile<S>& tile, Ahead&& ahead) {
       for (int n = 0; n < vectors; ++n) pstoreu(tile.o + at + n * lanes, sum[n]);
       ahead();
     }
-  }
+  });
 }
 
 /// One packed tile of the walk back in time, over the gradient X of the state. Tokens are in walking order.
@@ -110,10 +111,11 @@ void delta_adjoint_over_tile(const DeltaAdjointTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
-  constexpr int vectors = Block::vectors, lanes = Block::lanes;
+  constexpr int lanes = Block::lanes;
   const Index keys = tile.keys, values = tile.values;
 
-  for (Index column = 0; column < values; column += Block::columns) {
+  for_each_strip<S>(values, [&](auto strip, Index column) {
+    constexpr int vectors = decltype(strip)::value;
     S* const state = tile.state + column;
     Packet known[vectors];
     detail::read_columns(tile.reads, keys, state, tile.state_stride, known);
@@ -146,7 +148,7 @@ void delta_adjoint_over_tile(const DeltaAdjointTile<S>& tile, Ahead&& ahead) {
       }
       ahead();
     }
-  }
+  });
 }
 
 }  // namespace chela::cpu

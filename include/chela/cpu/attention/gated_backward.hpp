@@ -20,10 +20,12 @@ void scale_by_beta(TensorView<const A, 4> from, TensorView<const A, 3> beta, Ten
 
 /// to += factor * from, element by element.
 template <class A, Executor E>
-void add_scaled(Tensor<A, 4>& to, A factor, const Tensor<A, 4>& from, const E& executor) {
-  const Index batch = to.extents()[0], each = batch ? to.size() / batch : 0;
-  executor.for_each(batch, [&](Index b, int) {
-    for (Index i = b * each; i < (b + 1) * each; ++i) to.data()[i] += factor * from.data()[i];
+void add_scaled(TensorView<A, 4> to, A factor, TensorView<const A, 4> from, const E& executor) {
+  executor.for_each(to.extents[0] * to.extents[1], [&](Index task, int) {
+    const auto rows = slice(slice(to, task / to.extents[1]), task % to.extents[1]);
+    const auto added = slice(slice(from, task / to.extents[1]), task % to.extents[1]);
+    for (Index h = 0; h < rows.extents[0]; ++h)
+      for (Index i = 0; i < rows.extents[1]; ++i) rows(h, i) += factor * added(h, i);
   });
 }
 
@@ -49,13 +51,12 @@ void store_decay_gradient(const DecayGradientTerms<T, S>& terms, TensorView<A, l
                           const E& executor) {
   if constexpr (D == DecayKind::per_key) {
     const auto add = [&](Index b, Index t, Index h, Index i, double g) { grad(b, t, h, i) = A(g); };
-    sum_decay_gradient(terms, add, executor);
+    sum_decay_gradient<false>(terms, add, executor);
   } else {
-    // Per token first; keys arrive in order, so each sum is ordered.
-    const auto [batch, tokens, heads, key_dim] = std::to_array(terms.log_decay.extents);
+    const auto& [batch, tokens, heads, key_dim] = terms.log_decay.extents;
     Tensor<double, 3> per_token(batch, tokens, heads);
-    const auto add = [&](Index b, Index t, Index h, Index, double g) { per_token(b, t, h) += g; };
-    sum_decay_gradient(terms, add, executor);
+    const auto add = [&](Index b, Index t, Index h, Index, double g) { per_token(b, t, h) = g; };
+    sum_decay_gradient<true>(terms, add, executor);
     if constexpr (D == DecayKind::per_token) {
       for (Index b = 0; b < batch; ++b)
         for (Index t = 0; t < tokens; ++t)
@@ -139,9 +140,10 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
   }();
   using U = std::remove_const_t<typename decltype(u)::Value>;
 
-  Tensor<A, 4> grad_u, beta_grad_u;
+  GradientParts<A> grad_u;  // of v itself, if additive
+  Tensor<A, 4> beta_grad_u;
   if (wants_u) {
-    grad_u = per_head(s.value_dim);
+    grad_u.allocate(delta ? TensorView<G, 4>{} : to.v, s, s.value_dim);
     LeavingGradient<A> leaving(grad_initial, s);
     if constexpr (delta) {
       delta_adjoint_pass<P, decays>(DeltaAdjointPass<T>{.sequences = sequences_back,
@@ -155,7 +157,7 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
                                                         .decay = walked(DecaySide::keys, true)},
                                     executor);
       beta_grad_u = per_head(s.value_dim);
-      scale_by_beta<A>(std::as_const(grad_u).view(), args.beta, beta_grad_u.view(), executor);
+      scale_by_beta<A>(grad_u.read(), args.beta, beta_grad_u.view(), executor);
     } else {
       recurrent_pass<PolicyConstant<P>::value, decays, Order>(
           LinearPass<T, T, T, A>{.sequences = sequences_back,
@@ -171,21 +173,22 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
     leaving.finish(executor);
   }
 
-  Tensor<A, 4> grad_q, write, read;
+  GradientParts<A> grad_q, write;
+  Tensor<A, 4> read;
   if (wants_q) {
-    grad_q = per_head(s.key_dim);
+    grad_q.allocate(to.q, s, s.key_dim);
     run_pass<P, decays, own_term_apart>(LinearPass<T, U, T, A, S>{.sequences = sequences,
                                                                   .q = args.grad_o,
                                                                   .k = u,
                                                                   .v = args.k,
-                                                                  .o = grad_q,
+                                                                  .o = grad_q.view(),
                                                                   .states = {.initial = transposed(initial, 2, 3)},
                                                                   .query_factor = scale,
                                                                   .decay = walked(DecaySide::values, false)},
                                         executor);
   }
   if (wants_k) {
-    write = per_head(s.key_dim);
+    write.allocate(to.k, s, s.key_dim);
     run_pass<P, decays, own_term_apart>(LinearPass<U, T, T, A>{.sequences = sequences_back,
                                                                .q = back(u),
                                                                .k = back(args.grad_o),
@@ -205,7 +208,7 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
                                                                  .o = back(read.view()),
                                                                  .decay = walked(DecaySide::values, true)},
                                           executor);
-      add_scaled(write, A(-1), read, executor);
+      add_scaled(write.view(), A(-1), std::as_const(read).view(), executor);
       run_pass<P, decays, own_term_apart>(LinearPass<A, A, T, A, S>{.sequences = sequences,
                                                                     .q = leaving_u,
                                                                     .k = u,
@@ -220,24 +223,29 @@ void gated_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const S
 
   if constexpr (decays) {
     if (wants_decay)
-      store_decay_gradient<D>(DecayGradientTerms<T, S>{sequences, args.q, args.k, std::as_const(grad_q).view(),
-                                                       std::as_const(read).view(), std::as_const(write).view(), initial,
-                                                       grad_initial, spread_log_decay(args.log_decay, s)},
-                              to.log_decay, executor);
+      store_decay_gradient<D>(
+          DecayGradientTerms<T, S>{sequences, args.q, args.k, grad_q.read(), std::as_const(read).view(), write.read(),
+                                   initial, grad_initial, spread_log_decay(args.log_decay, s)},
+          to.log_decay, executor);
   }
   if (to.q.present()) {
     if constexpr (Order == ReadOrder::after_write)
       add_own_term<A>(args.grad_o, u, scale, args.k, grad_q.view(), executor);
-    sum_head_runs<A>(grad_q.view(), to.q, executor);
+    grad_q.finish(to.q, executor);
   }
   if (to.k.present()) {
     if constexpr (Order == ReadOrder::after_write)
       add_own_term<A>(args.grad_o, u, scale, args.q, write.view(), executor);
-    if constexpr (delta) add_scaled(write, A(1), read, executor);
-    sum_head_runs<A>(write.view(), to.k, executor);
+    if constexpr (delta) add_scaled(write.view(), A(1), std::as_const(read).view(), executor);
+    write.finish(to.k, executor);
   }
-  if (to.beta.present()) beta_gradient<A>(grad_u.view(), errors.view(), to.beta, executor);
-  if (to.v.present()) sum_head_runs<A>((delta ? beta_grad_u : grad_u).view(), to.v, executor);
+  if (to.beta.present()) beta_gradient<A>(grad_u.read(), errors.view(), to.beta, executor);
+  if (to.v.present()) {
+    if constexpr (delta)
+      sum_head_runs<A>(beta_grad_u.view(), to.v, executor);
+    else
+      grad_u.finish(to.v, executor);
+  }
 }
 
 }  // namespace chela::cpu::detail

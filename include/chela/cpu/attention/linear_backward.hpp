@@ -23,6 +23,23 @@
 
 namespace chela::cpu::detail {
 
+/// Row t of a matrix as an Eigen array, converted.
+template <class To, class Stride, class T>
+auto row_as(TensorView<T, 2> x, Index t) {
+  using Array = Eigen::Array<std::remove_const_t<T>, Eigen::Dynamic, 1>;
+  return Eigen::Map<const Array, 0, Stride>(x.data + t * x.strides[0], x.extents[1], Stride(x.strides[1]))
+      .template cast<To>();
+}
+
+/// Calls f(a stride for row_as): where rows are contiguous one that says so, and loops over them vectorise.
+template <class F>
+void with_row_stride(bool contiguous, F&& f) {
+  if (contiguous)
+    f(Eigen::InnerStride<1>{});
+  else
+    f(Eigen::InnerStride<>{1});
+}
+
 /// Sums runs of neighbouring heads: `sum` [batch, token, heads / run, dim] = sum over each run of `parts` [.., heads, ..].
 template <class A, class T, Executor E>
 void sum_head_runs(TensorView<const A, 4> parts, TensorView<T, 4> sum, const E& executor) {
@@ -38,6 +55,33 @@ void sum_head_runs(TensorView<const A, 4> parts, TensorView<T, 4> sum, const E& 
       }
   });
 }
+
+/// Where the walks of all output heads leave a gradient: in its own place if that has a row for each of them, in the
+/// accumulator type; else in parts, summed at the end.
+template <class A>
+class GradientParts {
+ public:
+  template <class T>
+  void allocate(TensorView<T, 4> wanted, const LinearAttentionShape& s, Index dim) {
+    if constexpr (std::is_same_v<T, A>)
+      if (wanted.present() && wanted.extents[2] == s.output_heads()) {
+        view_ = wanted;
+        return;
+      }
+    parts_ = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), dim);
+    view_ = parts_;
+  }
+  TensorView<A, 4> view() const { return view_; }
+  TensorView<const A, 4> read() const { return view_; }
+  template <class T, Executor E>
+  void finish(TensorView<T, 4> wanted, const E& executor) const {
+    if (parts_.data()) sum_head_runs<A>(parts_.view(), wanted, executor);
+  }
+
+ private:
+  Tensor<A, 4> parts_;
+  TensorView<A, 4> view_;
+};
 
 /// The gradient of the final state as it enters the walks of all output heads: a state shared by a run of heads has one
 /// gradient, which must enter only one walk of the run.
@@ -162,12 +206,14 @@ void add_own_term(TensorView<const X, 4> x, TensorView<const Y, 4> y, A factor, 
     const auto ys = head_matrix(y, b, h, heads);
     const auto zs = head_matrix(z, b, h, heads);
     const auto out = head_matrix(to, b, h, heads);
-    for (Index t = 0; t < tokens; ++t) {
-      A dot = 0;
-      for (Index i = 0; i < xs.extents[1]; ++i) dot += static_cast<A>(xs(t, i)) * static_cast<A>(ys(t, i));
-      dot *= factor;
-      for (Index i = 0; i < out.extents[1]; ++i) out(t, i) += dot * static_cast<A>(zs(t, i));
-    }
+    with_row_stride(xs.strides[1] == 1 && ys.strides[1] == 1 && zs.strides[1] == 1, [&](auto stride) {
+      using Stride = decltype(stride);
+      for (Index t = 0; t < tokens; ++t) {
+        const A dot = factor * (row_as<A, Stride>(xs, t) * row_as<A, Stride>(ys, t)).sum();
+        const auto z_row = row_as<A, Stride>(zs, t);
+        for (Index i = 0; i < out.extents[1]; ++i) out(t, i) += dot * z_row.coeff(i);
+      }
+    });
   });
 }
 
@@ -183,35 +229,47 @@ struct DecayGradientTerms {
   TensorView<const A, 4> log_decay;            ///< spread over [batch, token, state_head, key_dim]
 };
 
-/// Hands add(batch, token, state_head, key, gradient) every element of the log-decay's gradient, token by token.
-template <class T, class S, class Add, Executor E>
+/// Hands add(batch, token, state_head, key, gradient) every element of the log-decay's gradient, token by token; where it is
+/// wanted summed over keys, under key 0.
+template <bool OverKeys, class T, class S, class Add, Executor E>
 void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, const E& executor) {
   using A = Accumulator<T>;
+  using Sums = Eigen::Array<double, Eigen::Dynamic, 1>;  // double: the terms of long sequences nearly cancel
   const Index key_dim = terms.q.extents[3], heads = terms.grad_q.extents[2];
   const Index state_heads = terms.log_decay.extents[2], run_length = heads / state_heads;
+  const Index width = OverKeys ? 1 : key_dim;
+  const auto add_terms = [](Sums& sum, const auto& each) {
+    if constexpr (OverKeys)
+      sum[0] += each.sum();
+    else
+      sum += each;
+  };
   executor.for_each(terms.sequences.size() * state_heads, [&](Index task, int) {
     const Index index = task / state_heads, hs = task % state_heads;
     const auto [b, begin, count] = terms.sequences[index];
     const auto g = head_matrix(terms.log_decay, b, hs, state_heads);
-    std::vector<double> sum(std::size_t(key_dim), 0.0);  // double: the terms of long sequences nearly cancel
+    Sums sum = Sums::Zero(width);
     if (terms.initial_state.present())
       for (Index i = 0; i < key_dim; ++i)
         for (Index j = 0; j < terms.initial_state.extents[3]; ++j)
-          sum[std::size_t(i)] += double(static_cast<A>(terms.initial_state(index, hs, i, j))) *
-                                 double(terms.grad_initial_state(index, hs, i, j));
+          sum[OverKeys ? 0 : i] += double(static_cast<A>(terms.initial_state(index, hs, i, j))) *
+                                   double(terms.grad_initial_state(index, hs, i, j));
     for (Index t = begin; t < begin + count; ++t) {
-      for (Index i = 0; i < key_dim; ++i) {
-        if (std::exp(g(t, i)) == 0) sum[std::size_t(i)] = 0;  // nothing before a reset depends on how hard it was
-        add(b, t, hs, i, sum[std::size_t(i)]);
+      for (Index i = 0; i < width; ++i) {
+        // Nothing before a reset depends on how hard it was.
+        if (const A decay = g(t, i); decay < A(-80) && std::exp(decay) == 0) sum[i] = 0;
+        add(b, t, hs, i, sum[i]);
       }
       for (Index h = hs * run_length; h < (hs + 1) * run_length; ++h) {
         const auto q = head_matrix(terms.q, b, h, heads), k = head_matrix(terms.k, b, h, heads);
-        for (Index i = 0; i < key_dim; ++i) {
-          double from_key = double(terms.write(b, t, h, i));
-          if (terms.read.present()) from_key -= double(terms.read(b, t, h, i));
-          sum[std::size_t(i)] += double(static_cast<A>(k(t, i))) * from_key -
-                                 double(static_cast<A>(q(t, i))) * double(terms.grad_q(b, t, h, i));
-        }
+        const auto grad_q = head_matrix(terms.grad_q, b, h, heads), write = head_matrix(terms.write, b, h, heads);
+        const bool contiguous =
+            q.strides[1] == 1 && k.strides[1] == 1 && grad_q.strides[1] == 1 && write.strides[1] == 1;
+        with_row_stride(contiguous, [&](auto stride) {
+          const auto row = [&](auto x) { return row_as<double, decltype(stride)>(x, t); };
+          add_terms(sum, row(k) * row(write) - row(q) * row(grad_q));
+          if (terms.read.present()) add_terms(sum, -row(k) * row(head_matrix(terms.read, b, h, heads)));
+        });
       }
     }
   });

@@ -94,6 +94,7 @@ class RecurrentTiles {
       const RunningDecay<A> running{packed.read, write_, packed.at_end, pass_.query_factor,
                                     values ? A(1) : pass_.key_factor};
       packed.folded = running_decay(g, running, padded);
+      if (later && !g.uniform()) ahead.fetch(log_decays(*later).rows);
       const auto factors = [&](const A* rows) { return RowFactors<A>{rows, g.uniform() ? 1 : padded, !g.uniform()}; };
       if (!packed.folded)
         single_decays(g, packed.read, padded);

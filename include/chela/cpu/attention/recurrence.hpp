@@ -5,6 +5,7 @@
 // one fits. Ordinary decay costs nothing inside either: it is folded into q, k (or o, v) and the end of the tile
 // (cpu/attention/tile_decay.hpp).
 #include <Eigen/Core>
+#include <type_traits>
 
 #include "chela/core/host_device.hpp"
 #include "chela/core/index.hpp"
@@ -22,6 +23,17 @@ struct RegisterBlock {
   static constexpr int columns = vectors * lanes;
 };
 
+/// Calls f(a constant number of registers, first column) for strips of columns: as wide as RegisterBlock's, and a last one of a
+/// single register where `values` asks for it.
+template <class S, class F>
+CHELA_ALWAYS_INLINE void for_each_strip(Index values, const F& f) {
+  using Block = RegisterBlock<S>;
+  Index column = 0;
+  for (; column + Block::columns <= values; column += Block::columns)
+    f(std::integral_constant<int, Block::vectors>{}, column);
+  if (column < values) f(std::integral_constant<int, 1>{}, column);
+}
+
 /// How the state decays over a tile.
 enum class TileDecay {
   none,
@@ -35,7 +47,7 @@ enum class TileDecay {
 enum class ReadOrder { after_write, before_write };
 
 /// One packed tile: `q` and `k` are [tokens, keys], `v` [tokens, values], `state` [keys, values] with rows `state_stride`
-/// apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::columns. Outputs go to rows `out_stride`
+/// apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::lanes. Outputs go to rows `out_stride`
 /// apart; `partial` [tokens, values] holds them until all keys are summed, and may be the same memory.
 template <class S>
 struct PackedTile {
@@ -58,10 +70,11 @@ void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
   using namespace Eigen::internal;
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
-  constexpr int rows = Block::rows, vectors = Block::vectors, lanes = Block::lanes;
+  constexpr int rows = Block::rows, lanes = Block::lanes;
   const Index keys = tile.keys, values = tile.values;
 
-  for (Index column = 0; column < values; column += Block::columns) {
+  for_each_strip<S>(values, [&](auto strip, Index column) {
+    constexpr int vectors = decltype(strip)::value;
     for (Index row = 0; row < keys; row += rows) {
       const bool first = row == 0, last = row + rows == keys;
       S* const out = (last ? tile.out : tile.partial) + column;
@@ -117,7 +130,7 @@ void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
         pstoreu(state + r * tile.state_stride + n * lanes, s[r][n]);
       }
     }
-  }
+  });
 }
 
 }  // namespace chela::cpu

@@ -106,6 +106,8 @@ struct StateWalk {
   WalkDecay<A> decay = {};
   Index tile_len = 32;    ///< tokens per tile
   Index value_tile = 64;  ///< value columns per task when heads are too few for the workers
+  Index column_grain =
+      RegisterBlock<A>::columns;  ///< where columns may be cut, whole registers; value_dim or more keeps a state whole
 };
 
 /// The tiles of one sequence. The tokens whose states are wanted one by one, at its end, are tiles of their own.
@@ -133,14 +135,14 @@ struct WalkTasks {
   Index column_run;  ///< value columns per task, whole register blocks
   Index column_tasks;
 
-  /// `shared` heads may share a state and stay in one task; `block` is the grain of a column cut.
-  WalkTasks(Index sequences, Index heads, Index shared, Index value_dim, Index value_tile, Index block, int workers) {
+  /// `shared` heads may share a state and stay in one task; `grain` is that of a column cut.
+  WalkTasks(Index sequences, Index heads, Index shared, Index value_dim, Index value_tile, Index grain, int workers) {
     const Index wanted = workers > 1 ? Index(2) * workers : 1;
     const Index tasks_per_entry = std::clamp<Index>(ceil_div(wanted, std::max<Index>(sequences, 1)), 1, heads / shared);
     head_run = round_up(heads / tasks_per_entry, shared);
     head_tasks = ceil_div(heads, head_run);
-    const bool cut_columns = sequences * head_tasks < workers;
-    column_run = round_up(cut_columns ? std::min(value_tile, value_dim) : value_dim, block);
+    const Index runs = std::max<Index>(sequences * head_tasks, 1), cuts = std::max<Index>(ceil_div(workers, runs), 1);
+    column_run = round_up(cuts > 1 ? std::min(value_tile, ceil_div(value_dim, cuts)) : value_dim, grain);
     column_tasks = ceil_div(value_dim, column_run);
   }
 };
@@ -161,14 +163,14 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
   using Block = RegisterBlock<A>;
   const WalkStates<S>& kept = walk.states;
   const Index heads = walk.heads, shared = kept.stored() ? heads / kept.stored_heads() : 1;
-  const WalkTasks tasks(walk.sequences.size(), heads, shared, walk.value_dim, walk.value_tile, Block::columns,
+  const WalkTasks tasks(walk.sequences.size(), heads, shared, walk.value_dim, walk.value_tile, walk.column_grain,
                         executor.workers());
   const Index keys = round_up(walk.key_dim, Block::rows), state_size = keys * tasks.column_run;
   Tensor<A, 2> scratch(executor.workers(), tasks.head_run * state_size + scratch_size(keys, tasks.column_run));
 
   executor.for_each(walk.sequences.size() * tasks.head_tasks * tasks.column_tasks, [&](Index task, int worker) {
     const Index column = task % tasks.column_tasks * tasks.column_run;
-    const Index width = std::min(tasks.column_run, walk.value_dim - column), padded = round_up(width, Block::columns);
+    const Index width = std::min(tasks.column_run, walk.value_dim - column), padded = round_up(width, Block::lanes);
     const Index first = task / tasks.column_tasks % tasks.head_tasks * tasks.head_run;
     const Index run_heads = std::min(tasks.head_run, heads - first);
     const Index index = task / tasks.column_tasks / tasks.head_tasks, entry = kept.entry(index);

@@ -39,25 +39,35 @@ struct TileLogDecays {
   const S* row(Index t) const { return rows.data + (t - absent) * rows.strides[0]; }
 };
 
+/// exp of every lane.
+template <class S, class Packet>
+Packet exp_of(const Packet& x) {
+  using namespace Eigen::internal;
+  if constexpr (packet_traits<S>::HasExp) {
+    return pexp(x);
+  } else {
+    S lane[packet_traits<S>::size];
+    pstoreu(lane, x);
+    for (S& y : lane) y = std::exp(y);
+    return ploadu<Packet>(lane);
+  }
+}
+
 /// x[0, count) = exp(x), by packets even where they do not fill one. Left to itself, Eigen hands what lies outside of
 /// aligned packets to the library's function, which rounds otherwise: the answer would depend on where a worker's
 /// memory begins.
 template <class S>
 void exp_by_packets(S* x, Index count) {
   using namespace Eigen::internal;
-  if constexpr (packet_traits<S>::HasExp) {
-    using Packet = typename packet_traits<S>::type;
-    constexpr int lanes = packet_traits<S>::size;
-    Index i = 0;
-    for (; i + lanes <= count; i += lanes) pstoreu(x + i, pexp(ploadu<Packet>(x + i)));
-    if (i == count) return;
-    S rest[lanes] = {};
-    std::copy_n(x + i, count - i, rest);
-    pstoreu(rest, pexp(ploadu<Packet>(rest)));
-    std::copy_n(rest, count - i, x + i);
-  } else {
-    for (Index i = 0; i < count; ++i) x[i] = std::exp(x[i]);
-  }
+  using Packet = typename packet_traits<S>::type;
+  constexpr Index lanes = packet_traits<S>::size;
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes) pstoreu(x + i, exp_of<S>(ploadu<Packet>(x + i)));
+  if (i == count) return;
+  S rest[lanes] = {};
+  std::copy_n(x + i, count - i, rest);
+  pstoreu(rest, exp_of<S>(ploadu<Packet>(rest)));
+  std::copy_n(rest, count - i, x + i);
 }
 
 /// Whether every column keeps enough over the tile, those outside of a cut included: were only its own asked, the
@@ -98,6 +108,27 @@ struct RunningDecay {
   S query_factor = 1, key_factor = 1;
 };
 
+/// Turns sums of log-decays in `to.read` into both.
+template <class S>
+void fold_sums(const RunningDecay<S>& to, Index count) {
+  using namespace Eigen::internal;
+  using Packet = typename packet_traits<S>::type;
+  constexpr Index lanes = packet_traits<S>::size;
+  const Packet query_factor = pset1<Packet>(to.query_factor), key_factor = pset1<Packet>(to.key_factor);
+  const auto fold = [&](S* read, S* write) {
+    const Packet kept = exp_of<S>(ploadu<Packet>(read));
+    pstoreu(write, pdiv(key_factor, kept));
+    pstoreu(read, pmul(kept, query_factor));
+  };
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes) fold(to.read + i, to.write + i);
+  S read[lanes] = {}, write[lanes];
+  std::copy(to.read + i, to.read + count, read);
+  fold(read, write);
+  std::copy_n(read, count - i, to.read + i);
+  std::copy_n(write, count - i, to.write + i);
+}
+
 /// Fills them. Returns false, and leaves nothing of use, if too little is kept; that is seen from sums alone.
 template <class S>
 bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index padded) {
@@ -111,15 +142,14 @@ bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index p
       std::fill_n(sum, width, S(0));
     std::fill(sum + width, sum + row, S(0));
   }
-  Array all(to.read, tokens * row), write(to.write, tokens * row), last(to.read + (tokens - 1) * row, row);
+  const Array last(to.read + (tokens - 1) * row, row);
   if (!(last >= S(least_kept_log)).all() || !uncut_keeps_enough(g)) return false;
-  exp_by_packets(to.read, tokens * row);
-  write = to.key_factor / all;
   if (g.uniform())
     std::fill_n(to.at_end, padded, last[0]);
   else
     Array(to.at_end, padded) = last;
-  all *= to.query_factor;
+  exp_by_packets(to.at_end, padded);
+  fold_sums(to, tokens * row);
   return true;
 }
 

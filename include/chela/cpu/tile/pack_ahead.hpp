@@ -19,7 +19,7 @@ struct RowFactors {
 template <class S>
 class PackAhead {
  public:
-  static constexpr int capacity = 4;
+  static constexpr int capacity = 5;
 
   /// Queues `source` [rows, count], to be packed into rows of `padded` elements. `later` are the rows of the tile after that.
   /// What is not whole registers of the accumulator type is packed at once.
