@@ -85,8 +85,8 @@ struct Gradients {
   auto args(Problem<D, R>& p) {
     auto args = p.with_gates(LinearAttentionBackwardArgs<float, D, R>{
         .q = p.q, .k = p.k, .v = p.v, .grad_o = o, .grad_q = q, .grad_k = k, .grad_v = v});
-    if constexpr (p.decays) args.grad_log_decay = log_decay;
-    if constexpr (p.delta) args.grad_beta = beta;
+    if constexpr (D != DecayKind::none) args.grad_log_decay = log_decay;
+    if constexpr (R == RuleKind::delta) args.grad_beta = beta;
     return args;
   }
 };

@@ -2,8 +2,9 @@
 // Linear attention on the CPU; contract and equations in attention/linear.hpp. The decay and the rule are those of the
 // arguments' type.
 #include "chela/attention/linear.hpp"
+#include "chela/cpu/attention/decayed_backward.hpp"
+#include "chela/cpu/attention/delta_backward.hpp"
 #include "chela/cpu/attention/delta_pass.hpp"
-#include "chela/cpu/attention/gated_backward.hpp"
 #include "chela/cpu/attention/linear_backward.hpp"
 #include "chela/cpu/attention/linear_pass.hpp"
 #include "chela/cpu/attention/linear_step.hpp"
@@ -68,13 +69,15 @@ void backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, const E& exec
   if constexpr (D == DecayKind::none && R == RuleKind::additive) {
     plain_backward<P>(args, executor);
   } else {
-    if constexpr (R == RuleKind::additive)
-      if (args.span == Span::bidirectional) return two_way_backward<P>(args, executor);
-    gated_backward<P>(args, sequences_of(args),
-                      GradientTargets<T, Accumulator<T>, D>{args.grad_q, args.grad_k, args.grad_v,
-                                                            key_major<F>(args.grad_initial_state), args.grad_log_decay,
-                                                            args.grad_beta},
-                      executor);
+    const GradientTargets<T, Accumulator<T>, D> to{args.grad_q,         args.grad_k,
+                                                   args.grad_v,         key_major<F>(args.grad_initial_state),
+                                                   args.grad_log_decay, args.grad_beta};
+    if constexpr (R == RuleKind::delta)
+      delta_backward<P>(args, to, executor);
+    else if (args.span == Span::bidirectional)
+      two_way_backward<P>(args, executor);
+    else
+      decayed_backward<P>(args, sequences_of(args), to, executor);
   }
 }
 

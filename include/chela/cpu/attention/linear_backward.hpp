@@ -31,6 +31,17 @@ auto row_as(TensorView<T, 2> x, Index t) {
       .template cast<To>();
 }
 
+/// Row t of a matrix to be written.
+template <class Stride, class A>
+auto target_row(TensorView<A, 2> x, Index t) {
+  using Array = Eigen::Array<A, Eigen::Dynamic, 1>;
+  return Eigen::Map<Array, 0, Stride>(x.data + t * x.strides[0], x.extents[1], Stride(x.strides[1]));
+}
+template <class A>
+auto contiguous_row(const A* data, Index size) {
+  return Eigen::Map<const Eigen::Array<A, Eigen::Dynamic, 1>>(data, size);
+}
+
 /// Calls f(a stride for row_as): where rows are contiguous one that says so, and loops over them vectorise.
 template <class F>
 void with_row_stride(bool contiguous, F&& f) {
@@ -195,84 +206,30 @@ void plain_backward(const LinearAttentionBackwardArgs<T, DecayKind::none, RuleKi
   }
 }
 
-/// to[b, t, h, :] += sum over values of (x * y)[b, t, h, :] times factor times z[b, t, h, :]: what a token does to itself.
-template <class A, class X, class Y, class Z, Executor E>
-void add_own_term(TensorView<const X, 4> x, TensorView<const Y, 4> y, A factor, TensorView<const Z, 4> z,
-                  TensorView<A, 4> to, const E& executor) {
-  const Index tokens = to.extents[1], heads = to.extents[2];
-  executor.for_each(to.extents[0] * heads, [&](Index task, int) {
-    const Index b = task / heads, h = task % heads;
-    const auto xs = head_matrix(x, b, h, heads);
-    const auto ys = head_matrix(y, b, h, heads);
-    const auto zs = head_matrix(z, b, h, heads);
-    const auto out = head_matrix(to, b, h, heads);
-    with_row_stride(xs.strides[1] == 1 && ys.strides[1] == 1 && zs.strides[1] == 1, [&](auto stride) {
-      using Stride = decltype(stride);
-      for (Index t = 0; t < tokens; ++t) {
-        const A dot = factor * (row_as<A, Stride>(xs, t) * row_as<A, Stride>(ys, t)).sum();
-        const auto z_row = row_as<A, Stride>(zs, t);
-        for (Index i = 0; i < out.extents[1]; ++i) out(t, i) += dot * z_row.coeff(i);
-      }
-    });
-  });
-}
-
-/// What the log-decay's gradient is summed from, all per output head; `read` is absent for the additive rule.
-template <class T, class S>
-struct DecayGradientTerms {
-  using A = Accumulator<T>;
-  SequenceBatch sequences;
-  TensorView<const T, 4> q, k;
-  TensorView<const A, 4> grad_q, read, write;  ///< [batch, token, head, key_dim], own terms left out
-  TensorView<const S, 4> initial_state;        ///< S_0 [sequence, state_head, key_dim, value_dim], or absent
-  TensorView<const A, 4> grad_initial_state;   ///< X_0, the same
-  TensorView<const A, 4> log_decay;            ///< spread over [batch, token, state_head, key_dim]
+/// Where the gradients of a pass go: those that are absent are not computed.
+template <class G, class A, DecayKind D>
+struct GradientTargets {
+  TensorView<G, 4> q, k, v;
+  TensorView<A, 4> initial_state;  ///< key major
+  TensorView<A, log_decay_rank(D)> log_decay;
+  TensorView<A, 3> beta;
 };
 
-/// Hands add(batch, token, state_head, key, gradient) every element of the log-decay's gradient, token by token; where it is
-/// wanted summed over keys, under key 0.
-template <bool OverKeys, class T, class S, class Add, Executor E>
-void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, const E& executor) {
-  using A = Accumulator<T>;
-  using Sums = Eigen::Array<double, Eigen::Dynamic, 1>;  // double: the terms of long sequences nearly cancel
-  const Index key_dim = terms.q.extents[3], heads = terms.grad_q.extents[2];
-  const Index state_heads = terms.log_decay.extents[2], run_length = heads / state_heads;
-  const Index width = OverKeys ? 1 : key_dim;
-  const auto add_terms = [](Sums& sum, const auto& each) {
-    if constexpr (OverKeys)
-      sum[0] += each.sum();
-    else
-      sum += each;
-  };
-  executor.for_each(terms.sequences.size() * state_heads, [&](Index task, int) {
-    const Index index = task / state_heads, hs = task % state_heads;
-    const auto [b, begin, count] = terms.sequences[index];
-    const auto g = head_matrix(terms.log_decay, b, hs, state_heads);
-    Sums sum = Sums::Zero(width);
-    if (terms.initial_state.present())
-      for (Index i = 0; i < key_dim; ++i)
-        for (Index j = 0; j < terms.initial_state.extents[3]; ++j)
-          sum[OverKeys ? 0 : i] += double(static_cast<A>(terms.initial_state(index, hs, i, j))) *
-                                   double(terms.grad_initial_state(index, hs, i, j));
-    for (Index t = begin; t < begin + count; ++t) {
-      for (Index i = 0; i < width; ++i) {
-        // Nothing before a reset depends on how hard it was.
-        if (const A decay = g(t, i); decay < A(-80) && std::exp(decay) == 0) sum[i] = 0;
-        add(b, t, hs, i, sum[i]);
+/// A log-decay's gradient per token, double [batch, token, state_head], into that of a log-decay per token or per head.
+template <DecayKind D, class A>
+void store_token_decay_gradient(TensorView<const double, 3> per_token, TensorView<A, log_decay_rank(D)> grad) {
+  const auto& [batch, tokens, heads] = per_token.extents;
+  for (Index h = 0; h < heads; ++h) {
+    double sum = 0;
+    for (Index b = 0; b < batch; ++b)
+      for (Index t = 0; t < tokens; ++t) {
+        if constexpr (D == DecayKind::per_token)
+          grad(b, t, h) = A(per_token(b, t, h));
+        else
+          sum += per_token(b, t, h);
       }
-      for (Index h = hs * run_length; h < (hs + 1) * run_length; ++h) {
-        const auto q = head_matrix(terms.q, b, h, heads), k = head_matrix(terms.k, b, h, heads);
-        const auto grad_q = head_matrix(terms.grad_q, b, h, heads), write = head_matrix(terms.write, b, h, heads);
-        const bool contiguous =
-            q.strides[1] == 1 && k.strides[1] == 1 && grad_q.strides[1] == 1 && write.strides[1] == 1;
-        with_row_stride(contiguous, [&](auto stride) {
-          const auto row = [&](auto x) { return row_as<double, decltype(stride)>(x, t); };
-          add_terms(sum, row(k) * row(write) - row(q) * row(grad_q));
-          if (terms.read.present()) add_terms(sum, -row(k) * row(head_matrix(terms.read, b, h, heads)));
-        });
-      }
-    }
-  });
+    if constexpr (D == DecayKind::per_head) grad(h) = A(sum);
+  }
 }
 
 }  // namespace chela::cpu::detail

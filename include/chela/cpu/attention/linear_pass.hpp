@@ -31,15 +31,36 @@ struct LinearPass {
   }
 };
 
+/// What a pass may do to its outputs tile by tile while they are in the cache: nothing.
+///
+/// Another one has heads_together() and fetch(tile, heads, ahead), and is called with a tile, the count of heads, the outputs'
+/// place, the outputs as rows of `padded` elements, and for each token q . k, factors included: it stores the outputs itself.
+struct StoreOutputs {};
+
+/// x . y over `count` elements.
+template <class S>
+S packed_dot(const S* x, const S* y, Index count) {
+  using namespace Eigen::internal;
+  using Packet = typename packet_traits<S>::type;
+  constexpr Index lanes = packet_traits<S>::size;
+  Packet sums = pset1<Packet>(S(0));
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes) sums = pmadd(ploadu<Packet>(x + i), ploadu<Packet>(y + i), sums);
+  S sum = predux(sums);
+  for (; i < count; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
 /// Token recurrence over packed tiles, causal. Tiles take turns in two sets of scratch: while one is computed on, the next is
 /// packed into the other.
-template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S>
+template <ChunkPolicy P, bool Decays, ReadOrder R, class Finish, class Q, class K, class V, class O, class S>
 class RecurrentTiles {
  public:
   using Pass = LinearPass<Q, K, V, O, S>;
   using A = Accumulator<O>;
 
-  RecurrentTiles(const Pass& pass, Index keys, Index columns, A* scratch) : pass_(pass), heads_(pass.heads()) {
+  RecurrentTiles(const Pass& pass, const Finish& finish, Index keys, Index columns, A* scratch)
+      : pass_(pass), finish_(finish), heads_(pass.heads()) {
     const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
     const Index factors = Decays ? std::max(keys, columns) : 0;
     for (Packed& p : packed_)
@@ -68,6 +89,7 @@ class RecurrentTiles {
 
  private:
   static constexpr Index tile_len = P.chunk_len;
+  static constexpr bool finishes = !std::is_same_v<Finish, StoreOutputs>;
 
   /// One tile's q, k and v; with decay also what q or o is multiplied by, and what the tile keeps of the state. Where that is
   /// too little to be folded into them, `read` holds the decays themselves.
@@ -111,6 +133,7 @@ class RecurrentTiles {
     ahead.pack(at.columns(pass_.v, heads_), later ? later->columns(pass_.v, heads_) : TensorView<const V, 2>{}, v,
                packed.v, at.padded);
     ahead.fetch(at.columns(pass_.o, heads_));
+    if constexpr (finishes) finish_.fetch(at, heads_, ahead);
   }
 
   template <TileDecay D>
@@ -130,25 +153,43 @@ class RecurrentTiles {
                        .decay = packed.folded ? packed.at_end : packed.read,
                        .out_factor = packed.read};
     bool direct = false;
-    if constexpr (std::is_same_v<O, A>) {
+    if constexpr (std::is_same_v<O, A> && !finishes) {
       direct = o.strides[1] == 1 && at.width == at.padded;
       if (direct) tile.out = o.data, tile.out_stride = o.strides[0];
     }
     recur_over_tile<D, R>(tile, ahead);
-    if (!direct) unpack_rows(partial_, at.padded, o);
+    if constexpr (finishes) {
+      // Where the outputs are scaled instead of the queries, that factor is not in the packed ones.
+      const A factor = D == TileDecay::columns_at_end ? pass_.query_factor : A(1);
+      A own[tile_len];
+      for (Index t = 0; t < at.count; ++t)
+        own[t] = factor * packed_dot(packed.q + t * at.keys, packed.k + t * at.keys, at.keys);
+      finish_(at, heads_, o, partial_, at.padded, own);
+    } else if (!direct) {
+      unpack_rows(partial_, at.padded, o);
+    }
   }
 
   const Pass& pass_;
+  const Finish& finish_;
   Index heads_;
   Packed packed_[2];
   A *partial_, *write_;
 };
 
-template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E>
-void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
-  using Tiles = RecurrentTiles<P, Decays, R, Q, K, V, O, S>;
-  const auto begin = [&](Index keys, Index columns, auto* scratch) { return Tiles(pass, keys, columns, scratch); };
-  walk_states(pass.template walk<P>(), &Tiles::scratch_size, begin, executor);
+template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E,
+          class Finish = StoreOutputs>
+void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor, const Finish& finish = {}) {
+  using Tiles = RecurrentTiles<P, Decays, R, Finish, Q, K, V, O, S>;
+  const auto begin = [&](Index keys, Index columns, auto* scratch) {
+    return Tiles(pass, finish, keys, columns, scratch);
+  };
+  auto walk = pass.template walk<P>();
+  if constexpr (!std::is_same_v<Finish, StoreOutputs>) {
+    walk.column_grain = round_up(walk.value_dim, walk.column_grain);
+    walk.heads_together = finish.heads_together();
+  }
+  walk_states(walk, &Tiles::scratch_size, begin, executor);
 }
 
 /// The policy's evaluation, or the measured default: the recurrence for causal passes (on a CPU it runs at the multiply-add

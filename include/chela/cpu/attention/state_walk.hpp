@@ -108,6 +108,7 @@ struct StateWalk {
   Index value_tile = 64;  ///< value columns per task when heads are too few for the workers
   Index column_grain =
       RegisterBlock<A>::columns;  ///< where columns may be cut, whole registers; value_dim or more keeps a state whole
+  Index heads_together = 1;       ///< neighbouring heads that one task must walk, beside those that share a state
 };
 
 /// The tiles of one sequence. The tokens whose states are wanted one by one, at its end, are tiles of their own.
@@ -162,7 +163,8 @@ template <class A, class S, class ScratchSize, class Begin, Executor E>
 void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, const Begin& begin, const E& executor) {
   using Block = RegisterBlock<A>;
   const WalkStates<S>& kept = walk.states;
-  const Index heads = walk.heads, shared = kept.stored() ? heads / kept.stored_heads() : 1;
+  const Index heads = walk.heads;
+  const Index shared = std::max(kept.stored() ? heads / kept.stored_heads() : 1, walk.heads_together);
   const WalkTasks tasks(walk.sequences.size(), heads, shared, walk.value_dim, walk.value_tile, walk.column_grain,
                         executor.workers());
   const Index keys = round_up(walk.key_dim, Block::rows), state_size = keys * tasks.column_run;

@@ -1,7 +1,7 @@
 #pragma once
 // The bidirectional span with decay: a causal pass, plus a pass back in time whose outputs do not see their own tokens, so
 // that each token counts once. The states of the call belong to the causal direction.
-#include "chela/cpu/attention/gated_backward.hpp"
+#include "chela/cpu/attention/decayed_backward.hpp"
 #include "chela/cpu/attention/linear_pass.hpp"
 
 namespace chela::cpu::detail {
@@ -77,7 +77,7 @@ void two_way_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
   };
   GradientTargets<A, A, D> past = targets(0), future = targets(1);
   past.initial_state = key_major<F>(args.grad_initial_state);
-  gated_backward<P>(args, sequences, past, executor);
+  decayed_backward<P>(args, sequences, past, executor);
 
   LinearAttentionBackwardArgs<T, D, RuleKind::additive, F> back = args;
   const auto turn = [](auto& x) {
@@ -88,7 +88,7 @@ void two_way_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
   back.log_decay = reversed_in_time(args.log_decay);
   if (future.log_decay.present()) future.log_decay = reversed_in_time(future.log_decay);
   back.initial_state = {}, back.grad_final_state = {};
-  gated_backward<P, ReadOrder::before_write>(back, back_in_time(sequences), future, executor);
+  decayed_backward<P, ReadOrder::before_write>(back, back_in_time(sequences), future, executor);
 
   const auto add = [](const auto(&directions)[2], auto to) {
     if (to.present()) store_sum<A>(directions[0].view(), directions[1].view(), to);

@@ -1,0 +1,202 @@
+#pragma once
+// Gradients of the additive members with decay. The walks of dk and dq leave out what a token does to itself, from which the
+// log-decay's gradient must be free (cpu/attention/linear_backward.hpp); while a tile of theirs is still in the cache, that is
+// added, and the log-decay's gradient summed: dk goes back in time and keeps k * dk, dq goes forward and sums it.
+#include "chela/cpu/attention/linear_backward.hpp"
+
+namespace chela::cpu::detail {
+
+/// Ends a tile of dk, in walking order: products = k * dk without own terms, then dk with them.
+template <class T>
+struct EndKeys {
+  using A = Accumulator<T>;
+  TensorView<const T, 4> q, k;     ///< [batch, token, heads / any divisor, key_dim]
+  TensorView<A, 4> products = {};  ///< [batch, token, head, key_dim]
+  bool sees_itself = true;         ///< whether a token's output reads what it writes
+
+  Index heads_together() const { return 1; }
+  void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
+    ahead.fetch(at.columns(k, heads)), ahead.fetch(at.columns(products, heads));
+  }
+  void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
+                  const A* own) const {
+    const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
+    const auto to = at.columns(products, heads);
+    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1;
+    with_row_stride(contiguous, [&](auto stride) {
+      using Stride = decltype(stride);
+      for (Index t = 0; t < at.count; ++t) {
+        const auto row = contiguous_row(strict + t * padded, at.width);
+        target_row<Eigen::InnerStride<1>>(to, t) = row_as<A, Stride>(ks, t) * row;
+        if (sees_itself)
+          target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(qs, t);
+        else
+          target_row<Stride>(out, t) = row;
+      }
+    });
+  }
+};
+
+/// Ends a tile of dq: the log-decay's gradient from the sums so far, the sums with this tile, and own terms into dq. With
+/// OverKeys a token has one log-decay, and one sum.
+template <class T, class G, bool OverKeys>
+struct EndQueries {
+  using A = Accumulator<T>;
+  TensorView<const T, 4> q, k;       ///< [batch, token, heads / any divisor, key_dim]
+  TensorView<const A, 4> products;   ///< [batch, token, head, key_dim]
+  TensorView<const A, 4> log_decay;  ///< [batch, token, state_head, key_dim]
+  TensorView<G, 4> grad_log_decay;   ///< [batch, token, state_head, key_dim, or 1 if over keys]
+  TensorView<double, 3> sums;        ///< [sequence, head, key_dim or 1]; double: terms of long sequences nearly cancel
+  bool sees_itself = true;           ///< whether a token's output reads what it writes
+
+  Index heads_together() const { return sums.extents[1] / log_decay.extents[2]; }
+  void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
+    ahead.fetch(at.columns(q, heads)), ahead.fetch(at.columns(products, heads));
+  }
+  void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
+                  const A* own) const {
+    const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
+    const auto terms = at.columns(products, heads), g = at.rows(log_decay, heads);
+    const auto grad = at.rows(grad_log_decay, heads);
+    double* const sum = &sums(at.sequence, at.head, OverKeys ? 0 : at.column);
+    const bool first = at.head % heads_together() == 0;
+    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1;
+    with_row_stride(contiguous, [&](auto stride) {
+      using Stride = decltype(stride);
+      for (Index t = 0; t < at.count; ++t) {
+        const auto row = contiguous_row(strict + t * padded, at.width);
+        for (Index i = 0; i < (OverKeys ? 1 : at.width); ++i) {
+          // Nothing before a reset depends on how hard it was.
+          if (const A decay = g(t, i); decay < A(-80) && std::exp(decay) == 0) sum[i] = 0;
+          grad(t, i) = first ? G(sum[i]) : grad(t, i) + G(sum[i]);
+        }
+        const auto each = row_as<double, Eigen::InnerStride<1>>(terms, t) -
+                          row_as<double, Stride>(qs, t) * row.template cast<double>();
+        if constexpr (OverKeys)
+          sum[0] += each.sum();
+        else
+          Eigen::Map<Eigen::ArrayXd>(sum, at.width) += each;
+        if (sees_itself)
+          target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(ks, t);
+        else
+          target_row<Stride>(out, t) = row;
+      }
+    });
+  }
+};
+
+/// Where the sums of the log-decay's gradient begin: S_0 * X_0, which the first head of a run that shares a state counts.
+template <bool OverKeys, class A, class S>
+Tensor<double, 3> first_decay_sums(TensorView<const S, 4> initial_state, TensorView<const A, 4> grad_initial_state,
+                                   Index sequences, const LinearAttentionShape& s) {
+  Tensor<double, 3> sums(sequences, s.output_heads(), OverKeys ? 1 : s.key_dim);
+  const Index run_length = s.output_heads() / s.state_heads();
+  for (Index n = 0; n < sequences && initial_state.present(); ++n)
+    for (Index h = 0; h < s.state_heads(); ++h)
+      for (Index i = 0; i < s.key_dim; ++i)
+        for (Index j = 0; j < s.value_dim; ++j)
+          sums(n, h * run_length, OverKeys ? 0 : i) +=
+              double(static_cast<A>(initial_state(n, h, i, j))) * double(grad_initial_state(n, h, i, j));
+  return sums;
+}
+
+/// Gradients of a causal pass into `to` (those among the arguments are not looked at); or, with Order before_write, of a pass
+/// whose outputs do not see their own tokens.
+template <ChunkPolicy P, ReadOrder Order = ReadOrder::after_write, class T, DecayKind D, AttentionForm F, class G,
+          Executor E>
+void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F>& args,
+                      const SequenceBatch& sequences, const GradientTargets<G, Accumulator<T>, D>& to,
+                      const E& executor) {
+  using A = Accumulator<T>;
+  using S = StateOf<T, F>;
+  constexpr bool over_keys = D != DecayKind::per_key, sees_itself = Order == ReadOrder::after_write;
+  const LinearAttentionShape s = linear_attention_shape(args.q, args.k, args.v);
+  const A scale = attention_scale(args.scale, s);
+  const auto back = [](auto x) { return reversed(x, 1); };
+  const SequenceBatch sequences_back = back_in_time(sequences);
+  const TensorView<const A, 4> g = spread_log_decay(args.log_decay, s);
+  const EnteringGradient<A> entering(key_major<F>(args.grad_final_state), s);
+  const TensorView<const S, 4> initial = key_major<F>(args.initial_state);
+  const bool wants_decay = to.log_decay.present();
+
+  // dv and the initial state's gradient, which the log-decay's needs whether it is wanted or not.
+  TensorView<A, 4> grad_initial = to.initial_state;
+  Tensor<A, 4> own_initial;
+  if (wants_decay && initial.present() && !grad_initial.present()) {
+    own_initial = Tensor<A, 4>(sequences.size(), s.state_heads(), s.key_dim, s.value_dim);
+    grad_initial = own_initial;
+  }
+  if (to.v.present() || grad_initial.present()) {
+    GradientParts<A> grad_v;
+    grad_v.allocate(to.v, s, s.value_dim);
+    LeavingGradient<A> leaving(grad_initial, s);
+    recurrent_pass<P, true, Order>(
+        LinearPass<T, T, T, A>{.sequences = sequences_back,
+                               .q = back(args.k),
+                               .k = back(args.q),
+                               .v = back(args.grad_o),
+                               .o = back(grad_v.view()),
+                               .states = {.initial = entering.view(), .final = leaving.view()},
+                               .key_factor = scale,
+                               .decay = {back(g), DecaySide::keys, true}},
+        executor);
+    leaving.finish(executor);
+    if (to.v.present()) grad_v.finish(to.v, executor);
+  }
+
+  Tensor<A, 4> products;
+  if (wants_decay) products = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), s.key_dim);
+  if (to.k.present() || wants_decay) {
+    GradientParts<A> grad_k;
+    grad_k.allocate(to.k, s, s.key_dim);
+    const LinearPass<T, T, T, A> pass{.sequences = sequences_back,
+                                      .q = back(args.v),
+                                      .k = back(args.grad_o),
+                                      .v = back(args.q),
+                                      .o = back(grad_k.view()),
+                                      .states = {.initial = transposed(entering.view(), 2, 3)},
+                                      .key_factor = scale,
+                                      .decay = {back(g), DecaySide::values, true}};
+    if (wants_decay)
+      recurrent_pass<P, true, ReadOrder::before_write>(
+          pass, executor, EndKeys<T>{back(args.q), back(args.k), back(products.view()), sees_itself});
+    else
+      recurrent_pass<P, true, Order>(pass, executor);
+    if (to.k.present()) grad_k.finish(to.k, executor);
+  }
+  if (!to.q.present() && !wants_decay) return;
+
+  GradientParts<A> grad_q;
+  grad_q.allocate(to.q, s, s.key_dim);
+  const LinearPass<T, T, T, A, S> pass{.sequences = sequences,
+                                       .q = args.grad_o,
+                                       .k = args.v,
+                                       .v = args.k,
+                                       .o = grad_q.view(),
+                                       .states = {.initial = transposed(initial, 2, 3)},
+                                       .query_factor = scale,
+                                       .decay = {g, DecaySide::values, false}};
+  if (!wants_decay) {
+    recurrent_pass<P, true, Order>(pass, executor);
+  } else {
+    Tensor<double, 3> sums = first_decay_sums<over_keys, A>(initial, grad_initial, sequences.size(), s);
+    const auto run_into = [&](auto grad) {
+      recurrent_pass<P, true, ReadOrder::before_write>(
+          pass, executor,
+          EndQueries<T, typename decltype(grad)::Value, over_keys>{args.q, args.k, std::as_const(products).view(), g,
+                                                                   grad, sums, sees_itself});
+    };
+    if constexpr (D == DecayKind::per_key) {
+      run_into(to.log_decay);
+    } else {
+      Tensor<double, 3> per_token(s.batch, s.tokens, s.state_heads());
+      run_into(TensorView<double, 4>{per_token.data(),
+                                     {s.batch, s.tokens, s.state_heads(), 1},
+                                     {s.tokens * s.state_heads(), s.state_heads(), 1, 1}});
+      store_token_decay_gradient<D>(std::as_const(per_token).view(), to.log_decay);
+    }
+  }
+  if (to.q.present()) grad_q.finish(to.q, executor);
+}
+
+}  // namespace chela::cpu::detail
