@@ -37,6 +37,15 @@ struct EndKeys {
   }
 };
 
+/// Nothing before a reset depends on how hard it was.
+template <class Stride, class A>
+void begin_anew_at_resets(TensorView<const A, 2> log_decay, Index token, double* sum, Index width) {
+  constexpr A surely_kept = A(-80);
+  if (row_as<A, Stride>(log_decay, token).head(width).minCoeff() > surely_kept) return;
+  for (Index i = 0; i < width; ++i)
+    if (std::exp(log_decay(token, i)) == 0) sum[i] = 0;
+}
+
 /// Ends a tile of dq: the log-decay's gradient from the sums so far, the sums with this tile, and own terms into dq. With
 /// OverKeys a token has one log-decay, and one sum.
 template <class T, class G, bool OverKeys>
@@ -58,24 +67,27 @@ struct EndQueries {
     const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
     const auto terms = at.columns(products, heads), g = at.rows(log_decay, heads);
     const auto grad = at.rows(grad_log_decay, heads);
+    const Index width = OverKeys ? 1 : at.width;
     double* const sum = &sums(at.sequence, at.head, OverKeys ? 0 : at.column);
+    Eigen::Map<Eigen::ArrayXd> sums_so_far(sum, width);
     const bool first = at.head % heads_together() == 0;
-    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1;
+    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1 &&
+                            (OverKeys || (g.strides[1] == 1 && grad.strides[1] == 1));
     with_row_stride(contiguous, [&](auto stride) {
       using Stride = decltype(stride);
+      using DecayStride = std::conditional_t<OverKeys, Eigen::InnerStride<>, Stride>;
       for (Index t = 0; t < at.count; ++t) {
         const auto row = contiguous_row(strict + t * padded, at.width);
-        for (Index i = 0; i < (OverKeys ? 1 : at.width); ++i) {
-          // Nothing before a reset depends on how hard it was.
-          if (const A decay = g(t, i); decay < A(-80) && std::exp(decay) == 0) sum[i] = 0;
-          grad(t, i) = first ? G(sum[i]) : grad(t, i) + G(sum[i]);
-        }
-        const auto each = row_as<double, Eigen::InnerStride<1>>(terms, t) -
-                          row_as<double, Stride>(qs, t) * row.template cast<double>();
-        if constexpr (OverKeys)
-          sum[0] += each.sum();
+        begin_anew_at_resets<DecayStride>(g, t, sum, width);
+        if (first)
+          target_row<DecayStride>(grad, t) = sums_so_far.template cast<G>();
         else
-          Eigen::Map<Eigen::ArrayXd>(sum, at.width) += each;
+          target_row<DecayStride>(grad, t) += sums_so_far.template cast<G>();
+        const auto each = row_as<A, Eigen::InnerStride<1>>(terms, t) - row_as<A, Stride>(qs, t) * row;
+        if constexpr (OverKeys)
+          sum[0] += double(each.sum());
+        else
+          sums_so_far += each.template cast<double>();
         if (sees_itself)
           target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(ks, t);
         else
