@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "chela/reference/short_conv.hpp"
+#include "chela/reference/short.hpp"
 #include "support/measure.hpp"
 #include "support/tensors.hpp"
 #include "support/tolerance.hpp"

@@ -6,5 +6,5 @@
 #include "chela/reference/kernels.hpp"
 #include "chela/reference/linear.hpp"
 #include "chela/reference/long_conv.hpp"
-#include "chela/reference/short_conv.hpp"
+#include "chela/reference/short.hpp"
 #include "chela/reference/short_long.hpp"
