@@ -60,7 +60,7 @@ class ShortConvBackward {
  private:
   void walk_channels(const Executor auto& executor) {
     using Gradients = ChannelGradients<Width, A, T>;
-    const Index block_len = std::min(channels_, gradient_block<Width>), blocks = ceil_div(channels_, block_len);
+    const Index block_len = std::min(channels_, short_conv_block<Width>), blocks = ceil_div(channels_, block_len);
     const HeldTaps<S> taps(args_.taps, args_.bias, short_conv_copies_rows<Width>);
     Tensor<S, 2> scratch(executor.workers(), Gradients::scratch_size(block_len));
     Tensor<T, 2> unread(executor.workers(), block_len + row_padding);

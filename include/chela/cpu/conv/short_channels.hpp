@@ -11,6 +11,8 @@ class ShortConvBlock {
   using S = Accumulator<T>;
   using Input = std::conditional_t<short_conv_copies_rows<Width>, S, T>;
   static constexpr int tile = short_conv_tile, history = Width - 1;
+  // Measured: a gain of 10 % for 16 bits, a loss of 5 % for 32, whose rows are long enough for the hardware.
+  static constexpr bool fetches_ahead = sizeof(T) == 2 && !short_conv_copies_rows<Width>;
 
  public:
   /// `ring` holds tile + history rows where rows are copied.
@@ -33,30 +35,31 @@ class ShortConvBlock {
                                 zeros_};
     const TensorView<T, 2> y = tokens_of(y_, piece.sequence);
     if constexpr (short_conv_copies_rows<Width>)
-      for (Index t = piece.begin - history; t < piece.begin; ++t) ring_.fill(t, inputs(t), channels_);
+      for (Index t = piece.begin - history; t < piece.begin; ++t) ring_.fill(ring_(t), inputs(t), channels_);
     for (Index t = piece.begin; t < piece.end;) {
       const int count = t + tile <= piece.end ? tile : 1;
-      convolve_tokens(inputs, y, t, count);
+      const bool another = fetches_ahead && t + 2 * tile <= piece.end;
+      convolve_tokens(inputs, y, t, count, another ? tile * inputs.x.strides[0] : 0);
       t += count;
     }
   }
 
  private:
-  void convolve_tokens(const HistoryRows<T>& inputs, TensorView<T, 2> y, Index t, int count) const {
+  void convolve_tokens(const HistoryRows<T>& inputs, TensorView<T, 2> y, Index t, int count, Index ahead) const {
     ChannelRow<const Input> in[tile + history];
     ChannelRow<T> out[tile];
     if constexpr (short_conv_copies_rows<Width>) {
-      for (int i = 0; i < count; ++i) ring_.fill(t + i, inputs(t + i), channels_);
-      for (int r = 0; r < count + history; ++r) in[r] = {ring_(t + r - history).data, 1};
+      for (int i = 0; i < count; ++i) ring_.fill(ring_(t + i), inputs(t + i), channels_);
+      ring_.find(t - history, count + history, in);
     } else {
       for (int r = 0; r < count + history; ++r) in[r] = inputs(t + r - history);
     }
     for (int i = 0; i < count; ++i) out[i] = channel_row(y, t + i);
     const auto whole_tile = [&](auto access, auto packets, Index from, Index to) {
-      convolve_tile<Width, A, tile, decltype(packets)::value>(in, taps_, out, from, to, access);
+      convolve_tile<Width, A, tile, decltype(packets)::value>(in, taps_, out, ahead, from, to, access);
     };
     const auto single = [&](auto access, auto packets, Index from, Index to) {
-      convolve_tile<Width, A, 1, decltype(packets)::value>(in, taps_, out, from, to, access);
+      convolve_tile<Width, A, 1, decltype(packets)::value>(in, taps_, out, 0, from, to, access);
     };
     if (count < tile)
       for_each_packet_run<T>(0, channels_, true, single);

@@ -5,14 +5,6 @@
 
 namespace chela::cpu::detail {
 
-/// Tokens of one tile of gradients. Narrow kernels take every sum of a tile in one go, so few tokens fill the registers.
-template <int Width>
-inline constexpr int gradient_tile = short_conv_copies_rows<Width> ? short_conv_tile : 4;
-
-/// Channels of one task: the slopes and the sums over tokens stay in the nearest cache.
-template <int Width>
-inline constexpr Index gradient_block = short_conv_copies_rows<Width> ? short_conv_block<Width> : 512;
-
 /// Slopes of `Tokens` tokens from their output gradients and inputs.
 template <int Width, Activation A, int Tokens, class T, class X, class S, class Access>
 void slope_tile(const ChannelRow<const X>* in, const ChannelRow<const T>* grad_out, const TapRows<S>& taps,
@@ -131,7 +123,7 @@ class ChannelGradients {
   using S = Accumulator<T>;
   static constexpr bool copies = short_conv_copies_rows<Width>;
   using Input = std::conditional_t<copies, S, T>;
-  static constexpr int tile = gradient_tile<Width>, history = Width - 1, window = tile + history;
+  static constexpr int tile = short_conv_tile, history = Width - 1, window = tile + history;
 
  public:
   /// Elements of scratch for blocks of up to this many channels: slopes, inputs where they are copied, sums over tokens.
@@ -164,7 +156,7 @@ class ChannelGradients {
                     tokens_of(grad_y_, piece.sequence)};
     for (Index t = piece.begin - history; t < piece.begin; ++t) {
       std::fill_n(slopes_(t).data, slopes_.stride, S(0));
-      if constexpr (copies) inputs_.fill(t, walk.inputs(t), channels_);
+      if constexpr (copies) inputs_.fill(inputs_(t), walk.inputs(t), channels_);
     }
     for_each_tile(piece.begin, piece.end, [&](Index t, auto tokens) { add_tile<decltype(tokens)::value>(walk, t); });
     // Gradients of the last inputs wait for slopes past the piece: those of the next one, then zeros.
@@ -202,8 +194,8 @@ class ChannelGradients {
   template <int Tokens>
   void find_inputs(const Walk& walk, Index t, ChannelRow<const Input>* in) const {
     if constexpr (copies) {
-      for (int i = 0; i < Tokens; ++i) inputs_.fill(t + i, walk.inputs(t + i), channels_);
-      for (int r = 0; r < Tokens + history; ++r) in[r] = {inputs_(t + r - history).data, 1};
+      for (int i = 0; i < Tokens; ++i) inputs_.fill(inputs_(t + i), walk.inputs(t + i), channels_);
+      inputs_.find(t - history, Tokens + history, in);
     } else {
       for (int r = 0; r < Tokens + history; ++r) in[r] = walk.inputs(t + r - history);
     }
@@ -225,7 +217,7 @@ class ChannelGradients {
       ChannelRow<const Input> in[window];
       ChannelRow<S> slopes[Tokens];
       find_slopes<Tokens>(walk, t, in);
-      for (int i = 0; i < Tokens; ++i) slopes[i] = slopes_(t + i);
+      slopes_.find(t, Tokens, slopes);
       for_each_packet_run<T>(0, channels_, true, [&](auto access, auto, Index from, Index to) {
         tap_gradient_tile<Width, Tokens, T>(in, slopes, sums_, from, to, access);
       });
@@ -242,7 +234,7 @@ class ChannelGradients {
         grad_in[i] = gradient_row(walk, t + i - history, in_grad_x);
         streamed = streamed && in_grad_x;
       }
-      for (int r = 0; r < Tokens + history; ++r) slopes[r] = slopes_(t + r - history);
+      slopes_.find(t - history, Tokens + history, slopes);
       const auto at_once = [&](auto access, auto packets, Index from, Index to) {
         gradient_tile_at_once<Width, A, Tokens, decltype(packets)::value>(in, grad_out, taps_, slopes, grad_in, sums_,
                                                                           from, to, access);
@@ -258,7 +250,8 @@ class ChannelGradients {
     ChannelRow<const T> grad_out[Tokens];
     ChannelRow<S> slopes[Tokens];
     find_inputs<Tokens>(walk, t, in);
-    for (int i = 0; i < Tokens; ++i) grad_out[i] = channel_row(walk.grad_y, t + i), slopes[i] = slopes_(t + i);
+    slopes_.find(t, Tokens, slopes);
+    for (int i = 0; i < Tokens; ++i) grad_out[i] = channel_row(walk.grad_y, t + i);
     for_each_packet_run<T>(0, channels_, true, [&](auto access, auto, Index from, Index to) {
       slope_tile<Width, A, Tokens>(in, grad_out, taps_, slopes, from, to, access);
     });
@@ -275,7 +268,7 @@ class ChannelGradients {
     ChannelRow<S> slopes[window];
     ChannelRow<const T> extra[Tokens];
     ChannelRow<T> grad_in[Tokens];
-    for (int r = 0; r < Tokens + history; ++r) slopes[r] = slopes_(t + r - history);
+    slopes_.find(t - history, Tokens + history, slopes);
     for (int i = 0; i < Tokens; ++i) {
       const Index u = t + i - history, s = u - (walk.piece.sequence.count - history);
       bool in_grad_x;

@@ -177,14 +177,23 @@ CHELA_ALWAYS_INLINE void convolve(P (&sums)[Tokens], const ChannelRow<const X>* 
       [&](int t, int j) { sums[t] = Eigen::internal::pmadd(weights[j], value, sums[t]); }, [](int, auto) {});
 }
 
-/// Outputs of `Tokens` tokens; `Packets` of them in a row are stored one after the other.
+/// Asks for the line that a row of the next tile, `ahead` elements on, will be read from. Rows are pages apart, too far for
+/// the hardware to see the next one coming.
+template <class T>
+CHELA_ALWAYS_INLINE void fetch_ahead(const ChannelRow<const T>& row, Index d, Index ahead) {
+  Eigen::internal::prefetch(
+      reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(row.data) + std::uintptr_t(d + ahead) * sizeof(T)));
+}
+
+/// Outputs of `Tokens` tokens; `Packets` of them in a row are stored one after the other. `ahead` is 0 for no next tile.
 template <int Width, Activation A, int Tokens, int Packets, class T, class X, class S, class Access>
-void convolve_tile(const ChannelRow<const X>* in, const TapRows<S>& taps, const ChannelRow<T>* out, Index begin,
-                   Index end, const Access& access) {
+void convolve_tile(const ChannelRow<const X>* in, const TapRows<S>& taps, const ChannelRow<T>* out, Index ahead,
+                   Index begin, Index end, const Access& access) {
   using P = LanePacket<T>;
   constexpr Index lanes = packet_lanes<T>;
   for (Index d = begin; d < end; d += Packets * lanes) {
     P sums[Packets][Tokens];
+    if (ahead != 0) CHELA_UNROLL for (int t = 0; t < Tokens; ++t) fetch_ahead(in[t + Width - 1], d, ahead);
     CHELA_UNROLL for (int p = 0; p < Packets; ++p) {
       convolve<Width>(sums[p], in, taps, d + p * lanes, access);
       if constexpr (A == Activation::silu) CHELA_UNROLL for (P& sum : sums[p]) sum = silu_lanes<T>(sum);
@@ -203,15 +212,21 @@ struct RowRing {
   /// Elements from one row to the next.
   static constexpr Index stride_of(Index channels) { return round_up(channels, row_padding) + row_padding; }
 
-  /// Tokens from -rows on.
+  /// Token t, from -rows on.
   ChannelRow<S> operator()(Index t) const { return {data + (t + rows) % rows * stride, 1}; }
+
+  /// `count` tokens from `begin` on.
+  template <class Row>
+  void find(Index begin, int count, Row* found) const {
+    Index row = (begin + rows) % rows;
+    for (int i = 0; i < count; ++i, row = row + 1 < rows ? row + 1 : 0) found[i] = {data + row * stride, 1};
+  }
 
   /// Converts `count` channels of an input row.
   template <class T>
-  void fill(Index t, const ChannelRow<const T>& from, Index count) const {
+  static void fill(const ChannelRow<S>& to, const ChannelRow<const T>& from, Index count) {
     using P = LanePacket<T>;
     constexpr Index lanes = packet_lanes<T>;
-    const ChannelRow<S> to = (*this)(t);
     Index d = 0;
     for (; d + lanes <= count; d += lanes) store_lanes(to.data + d, load_lanes<P>(from.data + d));
     for (; d < count; ++d) to.data[d] = static_cast<S>(from.data[d]);
