@@ -18,12 +18,10 @@ inline constexpr int short_conv_tile = 8;
 template <int Width>
 inline constexpr bool short_conv_copies_rows = Width > 8;
 
-/// Channels of one task: whole pages of narrow kernels, for the prefetchers; few enough of wide ones that their rows stay
+/// Channels of one task: whole pages of narrow kernels, for the prefetchers, and few enough of wide ones that their rows stay
 /// near.
 template <int Width>
-inline constexpr Index short_conv_block = Width > 32  ? 64
-                                          : Width > 8 ? 128
-                                                      : 1024;
+inline constexpr Index short_conv_block = short_conv_copies_rows<Width> ? 256 : 1024;
 
 /// Elements added to rows of our own, so that they stay out of each other's cache sets when the channels are a power of
 /// two, and so that a whole packet may be read at any channel.
