@@ -59,7 +59,9 @@ Status short_conv(const ShortConvArgs<T>& args, const E& executor = {}) {
     else
       detail::short_conv_over_tokens<Width, A>(args, executor);
   }
-  if (Width > 1 && args.final_state.present()) detail::write_final_states<Width>(args, executor);
+  if constexpr (Width > 1) {
+    if (args.final_state.present()) detail::write_final_states<Width>(args, executor);
+  }
   return {};
 }
 
