@@ -3,6 +3,7 @@
 // which is a third of a copy's traffic.
 #include <cstdint>
 
+#include "chela/core/tensor_view.hpp"
 #include "chela/cpu/conv/lanes.hpp"
 
 #if defined(__x86_64__) && defined(__SSE2__)
