@@ -8,5 +8,5 @@
 #include "chela/reference/l2_norm.hpp"
 #include "chela/reference/linear.hpp"
 #include "chela/reference/long_conv.hpp"
-#include "chela/reference/short_conv.hpp"
+#include "chela/reference/short.hpp"
 #include "chela/reference/short_long.hpp"

@@ -5,6 +5,7 @@
 
 #include "chela/attention/member.hpp"
 #include "chela/chunk/ragged.hpp"
+#include "chela/chunk/state_slots.hpp"
 #include "chela/core/status.hpp"
 
 namespace chela {
@@ -68,27 +69,6 @@ constexpr bool fits_saved_states(TensorView<S, 5> states, Index sequences, const
   if (!states.present()) return true;
   states = key_major<F>(states);
   return writable(states) && has_extents(states, sequences, states.extents[1], s.state_heads(), s.key_dim, s.value_dim);
-}
-
-/// Absent, or one slot for each sequence.
-constexpr Status check_slots(IndexView slots, Index sequences) {
-  return require(!slots.present() || slots.size() == sequences, Code::bad_shape,
-                 "state_slots must be [sequence]: one entry of the states for each");
-}
-
-/// Reads the slots, which must be in host memory. Ascending ones, the usual case, are seen to differ in one sweep.
-template <class S>
-constexpr Status check_slot_values(IndexView slots, TensorView<S, 4> states) {
-  if (!slots.present() || !states.present()) return {};
-  bool ascending = true;
-  for (Index i = 0; i < slots.size(); ++i) {
-    if (slots[i] < 0 || slots[i] >= states.extents[0])
-      return {Code::bad_value, "state_slots must lie in the states' first axis: 0 up to its extent less one"};
-    ascending = ascending && (i == 0 || slots[i - 1] < slots[i]);
-    for (Index j = 0; j < i && !ascending; ++j)
-      if (slots[i] == slots[j]) return {Code::bad_value, "state_slots must differ: two sequences share one state"};
-  }
-  return {};
 }
 
 /// Absent, or log-decays and betas of the member's shapes.

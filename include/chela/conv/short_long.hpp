@@ -61,76 +61,84 @@ struct ShortLongConvStepArgs {
   TensorView<const Accumulator<T>, 2> taps = {};        ///< [channel, L]
   TensorView<const Accumulator<T>, 1> skip = {};        ///< [channel], or absent
   TensorView<T, 2> z = {};                              ///< [batch, channel]; may be x's memory
-  TensorView<T, 3> short_state = {};                    ///< [batch, width - 1, channel]
-  TensorView<T, 3> ring = {};                           ///< [batch, ring, channel] of u, ring >= L
-  Index position = 0;                                   ///< tokens already in the ring before this one
+  TensorView<T, 3> short_state = {};                    ///< [batch, width - 1, channel]; a ring, see conv/short.hpp
+  Index short_position = 0;    ///< steps made before this one since `short_state` was oldest first
+  TensorView<T, 3> ring = {};  ///< [batch, ring, channel] of u, ring >= L
+  Index position = 0;          ///< tokens already in the ring before this one
 };
 
-/// x to u, given where u is to be.
+namespace detail {
+
+/// What a stage's forward and backward arguments share.
+template <class Stage, class Args>
+constexpr Stage short_stage_inputs(const Args& a) {
+  Stage stage;
+  stage.x = a.x, stage.taps = a.short_taps, stage.bias = a.short_bias, stage.initial_state = a.short_initial_state;
+  return stage;
+}
+template <class Stage, class Args, class T>
+constexpr Stage long_stage_inputs(const Args& a, TensorView<const T, 3> inner) {
+  Stage stage;
+  stage.x = inner, stage.taps = a.taps, stage.back_taps = a.back_taps, stage.skip = a.skip;
+  stage.initial_state = a.long_initial_state;
+  return stage;
+}
+
+}  // namespace detail
+
+/// x to u, given where u is to be. From the arguments of a backward pass: to compute it again.
 template <Element T>
 constexpr ShortConvArgs<T> short_stage(const ShortLongConvArgs<T>& a, TensorView<T, 3> inner) {
-  return {.x = a.x,
-          .taps = a.short_taps,
-          .bias = a.short_bias,
-          .y = inner,
-          .initial_state = a.short_initial_state,
-          .final_state = a.short_final_state};
+  auto stage = detail::short_stage_inputs<ShortConvArgs<T>>(a);
+  stage.y = inner, stage.final_state = a.short_final_state;
+  return stage;
+}
+template <Element T>
+constexpr ShortConvArgs<T> short_stage(const ShortLongConvBackwardArgs<T>& a, TensorView<T, 3> inner) {
+  auto stage = detail::short_stage_inputs<ShortConvArgs<T>>(a);
+  stage.y = inner;
+  return stage;
 }
 
 /// u to z.
 template <Element T>
 constexpr LongConvArgs<T> long_stage(const ShortLongConvArgs<T>& a, TensorView<const T, 3> inner) {
-  return {.x = inner,
-          .taps = a.taps,
-          .back_taps = a.back_taps,
-          .skip = a.skip,
-          .y = a.z,
-          .initial_state = a.long_initial_state,
-          .final_state = a.long_final_state};
-}
-
-/// The forward pass up to u, as a backward pass computes it again.
-template <Element T>
-constexpr ShortConvArgs<T> short_stage(const ShortLongConvBackwardArgs<T>& a, TensorView<T, 3> inner) {
-  return {.x = a.x, .taps = a.short_taps, .bias = a.short_bias, .y = inner, .initial_state = a.short_initial_state};
+  auto stage = detail::long_stage_inputs<LongConvArgs<T>>(a, inner);
+  stage.y = a.z, stage.final_state = a.long_final_state;
+  return stage;
 }
 
 /// grad_z to the gradient of u.
 template <Element T>
 constexpr LongConvBackwardArgs<T> long_stage(const ShortLongConvBackwardArgs<T>& a, TensorView<const T, 3> inner,
                                              TensorView<T, 3> grad_inner) {
-  return {.x = inner,
-          .taps = a.taps,
-          .back_taps = a.back_taps,
-          .skip = a.skip,
-          .initial_state = a.long_initial_state,
-          .grad_y = a.grad_z,
-          .grad_x = grad_inner,
-          .grad_taps = a.grad_taps,
-          .grad_back_taps = a.grad_back_taps,
-          .grad_skip = a.grad_skip,
-          .grad_initial_state = a.grad_long_initial_state};
+  auto stage = detail::long_stage_inputs<LongConvBackwardArgs<T>>(a, inner);
+  stage.grad_y = a.grad_z, stage.grad_x = grad_inner;
+  stage.grad_taps = a.grad_taps, stage.grad_back_taps = a.grad_back_taps, stage.grad_skip = a.grad_skip;
+  stage.grad_initial_state = a.grad_long_initial_state;
+  return stage;
 }
 
 /// The gradient of u to that of x.
 template <Element T>
 constexpr ShortConvBackwardArgs<T> short_stage_backward(const ShortLongConvBackwardArgs<T>& a,
                                                         TensorView<const T, 3> grad_inner) {
-  return {.x = a.x,
-          .taps = a.short_taps,
-          .bias = a.short_bias,
-          .initial_state = a.short_initial_state,
-          .grad_y = grad_inner,
-          .grad_x = a.grad_x,
-          .grad_taps = a.grad_short_taps,
-          .grad_bias = a.grad_short_bias,
-          .grad_initial_state = a.grad_short_initial_state};
+  auto stage = detail::short_stage_inputs<ShortConvBackwardArgs<T>>(a);
+  stage.grad_y = grad_inner, stage.grad_x = a.grad_x;
+  stage.grad_taps = a.grad_short_taps, stage.grad_bias = a.grad_short_bias;
+  stage.grad_initial_state = a.grad_short_initial_state;
+  return stage;
 }
 
 /// One token of x to u, which takes z's place.
 template <Element T>
 constexpr ShortConvStepArgs<T> short_stage(const ShortLongConvStepArgs<T>& a) {
-  return {.x = a.x, .taps = a.short_taps, .bias = a.short_bias, .y = a.z, .state = a.short_state};
+  return {.x = a.x,
+          .taps = a.short_taps,
+          .bias = a.short_bias,
+          .y = a.z,
+          .state = a.short_state,
+          .position = a.short_position};
 }
 
 /// One token of u, in z's place, to z.
@@ -153,7 +161,7 @@ constexpr Status check_short_long_inputs(TensorView<X, 3> x, TensorView<A, 2> sh
               "short_taps must be [channel, width] with the operator's width; pad shorter kernels with zeros"),
       require(!short_bias.present() || has_extents(short_bias, channels), Code::bad_shape,
               "short_bias must be [channel], or absent"),
-      require(is_short_conv_state(short_state, x, width), Code::bad_shape,
+      require(is_short_conv_state(short_state, batch, channels, width), Code::bad_shape,
               "short_initial_state must be [batch, width - 1, channel], or absent for zero"),
       require(!long_state.present() || has_extents(long_state, batch, taps.extents[1] - 1, channels), Code::bad_shape,
               "long_initial_state must be [batch, L - 1, channel], or absent for zero"));
@@ -171,8 +179,8 @@ constexpr Status check(const ShortLongConvArgs<T>& a, Index width) {
                                "z must have the extents of x, with data and without broadcast axes"),
                        require(!a.inner.present() || (same_extents(a.inner, a.x) && writable(a.inner)), Code::bad_shape,
                                "inner must have the extents of x without broadcast axes, or be absent"),
-                       require(detail::is_short_conv_state(a.short_final_state, a.x, width), Code::bad_shape,
-                               "short_final_state must be [batch, width - 1, channel], or absent"),
+                       require(detail::is_short_conv_state(a.short_final_state, a.x.extents[0], a.x.extents[2], width),
+                               Code::bad_shape, "short_final_state must be [batch, width - 1, channel], or absent"),
                        check(short_stage(a, a.z), width), check(long_stage(a, TensorView<const T, 3>(a.z))));
 }
 
@@ -194,7 +202,7 @@ constexpr Status check(const ShortLongConvStepArgs<T>& a, Index width) {
   const Index batch = a.x.extents[0], channels = a.x.extents[1];
   return first_failure(
       require(has_extents(a.short_state, batch, width - 1, channels) && writable(a.short_state), Code::bad_shape,
-              "short_state must be [batch, width - 1, channel] with data: a step reads and shifts it"),
+              "short_state must be [batch, width - 1, channel] with data: a step reads it and writes to it"),
       require(same_extents(a.z, a.x) && writable(a.z), Code::bad_shape,
               "z must have the extents of x, with data and without broadcast axes"),
       check(short_stage(a), width), check(long_stage(a)));

@@ -79,7 +79,8 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
 
   template <class A>
   struct State {
-    Tensor<A, 3> recent;  ///< [batch, short width - 1, width] last inputs of the short stage
+    Tensor<A, 3> recent;  ///< [batch, short width - 1, width] last inputs of the short stage, a ring
+    Index steps = 0;      ///< that it has seen
     typename Kernel::template State<A> kernel;
     State() = default;
     State(const Shape& s, Index batch)
@@ -162,10 +163,12 @@ struct Compute<ShortLongMemory<LongKernel, Widths...>> {
                                    .taps = folded_view<A>(s, prepared.folded),
                                    .bias = p.short_bias,
                                    .y = z,
-                                   .state = state.recent},
+                                   .state = state.recent,
+                                   .position = state.steps},
               executor);
           !bad.ok())
         return bad;
+      ++state.steps;
       inner = z;
     }
     return Kernel::template step<A>(s.kernel_shape(), p.back, prepared.kernel, p.skip, inner, z, state.kernel,

@@ -9,7 +9,7 @@
 
 namespace chela::cpu::detail {
 
-// GCC 12 takes the don't-care operand inside its own AVX-512 intrinsics, which exp and the 16-bit conversions use, for
+// GCC 12 takes the don't-care operand inside its own AVX-512 intrinsics, which the 16-bit conversions use, for
 // an uninitialised variable.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
@@ -80,29 +80,6 @@ CHELA_ALWAYS_INLINE P in_register(P value) {
   __asm__("" : "+v"(value));
 #endif
   return value;
-}
-
-/// 1 / (1 + exp(-a)).
-template <class P>
-CHELA_ALWAYS_INLINE P sigmoid_lanes(const P& a) {
-  using namespace Eigen::internal;
-  const P one = set_lanes<P>(1);
-  return pdiv(one, padd(one, pexp(pnegate(a))));
-}
-
-/// a sigmoid(a), with one division.
-template <class P>
-CHELA_ALWAYS_INLINE P silu_lanes(const P& a) {
-  using namespace Eigen::internal;
-  return pdiv(a, padd(set_lanes<P>(1), pexp(pnegate(a))));
-}
-
-/// The derivative of silu: s (1 + a (1 - s)) with s = sigmoid(a).
-template <class P>
-CHELA_ALWAYS_INLINE P silu_slope_lanes(const P& a) {
-  using namespace Eigen::internal;
-  const P one = set_lanes<P>(1), s = sigmoid_lanes(a);
-  return pmul(s, pmadd(a, psub(one, s), one));
 }
 
 #if defined(__GNUC__) && !defined(__clang__)

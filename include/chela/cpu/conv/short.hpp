@@ -1,111 +1,102 @@
 #pragma once
-// Short depthwise convolution on the CPU: vectorised across channels, so every view wants a channel stride of 1; others
-// are served one channel at a time. Each output is one sum in one order, whatever the workers, the tiles or the pieces
-// of a call.
+// Short depthwise convolution on the CPU: packets of channels where channels are neighbours in memory, else packets of
+// tokens. Each output is one sum in one order, whatever the layout, the workers, the tiles or the pieces of a call.
 #include "chela/core/executor.hpp"
 #include "chela/cpu/conv/short_backward.hpp"
-#include "chela/cpu/conv/short_tiles.hpp"
+#include "chela/cpu/conv/short_channels.hpp"
+#include "chela/cpu/conv/short_tokens.hpp"
 
 namespace chela::cpu {
 
 namespace detail {
 
-/// The last width - 1 inputs of each sequence; in place this moves older rows forward.
-template <Element T>
-void write_final_state(const ShortConvArgs<T>& a) {
-  const Index kept = a.final_state.extents[1], tokens = a.x.extents[1];
-  for (Index b = 0; b < a.final_state.extents[0]; ++b)
-    for (Index s = 0; s < kept; ++s)
-      for (Index d = 0; d < a.final_state.extents[2]; ++d) {
-        const Index t = tokens + s - kept;
-        a.final_state(b, s, d) = t >= 0                      ? a.x(b, t, d)
-                                 : a.initial_state.present() ? a.initial_state(b, kept + t, d)
-                                                             : T(0);
-      }
+/// The last width - 1 inputs of each sequence, oldest first; the initial state's memory may be the same.
+template <int Width, Element T, Executor E>
+void write_final_states(const ShortConvArgs<T>& a, const E& executor) {
+  constexpr Index kept = Width - 1;
+  const SequenceBatch sequences = sequences_of(a);
+  executor.for_each(sequences.size(), [&](Index i, int) {
+    const Index entry = a.state_slots.present() ? a.state_slots[i] : i;
+    const Index oldest = oldest_row(a.positions.present() ? a.positions[i] : a.position, kept);
+    const TensorView<const T, 2> x = tokens_of(a.x, sequences[i]), before = state_of(a.initial_state, entry);
+    const TensorView<T, 2> after = state_of(a.final_state, entry);
+    const Index old_rows = std::max<Index>(kept - x.extents[0], 0);  // that stay
+    for (Index d = 0; d < x.extents[1]; ++d) {
+      T rows[Width] = {};
+      for (Index s = 0; s < old_rows && before.present(); ++s) rows[s] = before((x.extents[0] + s + oldest) % kept, d);
+      for (Index s = 0; s < kept; ++s) after(s, d) = s < old_rows ? rows[s] : x(x.extents[0] + s - kept, d);
+    }
+  });
 }
 
-/// One token: the output, and every row of the state takes the next one's place. `in` is the state's rows, then x.
-template <int Width, Activation A, class P, class T, class S>
-void step_channels(const ChannelRow<const T>* in, const TapRows<S>& taps, const ChannelRow<T>* state,
-                   const ChannelRow<T>& out, Index begin, Index end) {
-  for (Index d = begin; d < end; d += lane_count<P>) {
-    P sum[1] = {load_lanes<P>(taps.bias() + d)};
-    add_convolution<Width, 1>(sum, in, taps.row(0), taps.stride(), d);
-    if constexpr (A == Activation::silu) sum[0] = silu_lanes(sum[0]);
-    for (int r = 0; r < Width - 1; ++r)
-      store_lanes(state[r].template at<P>(d), load_lanes<P>(in[r + 1].template at<P>(d)));
-    store_lanes(out.template at<P>(d), sum[0]);
+/// One token: the output, and x in the place of the oldest input. `in` is the state from its oldest row on, then x.
+template <int Width, Activation A, class T, class S, class Access>
+void step_channels(const ChannelRow<const T>* in, const TapRows<S>& taps, const ChannelRow<T>& oldest,
+                   const ChannelRow<T>& out, Index begin, Index end, const Access& access) {
+  using P = LanePacket<T>;
+  for (Index d = begin; d < end; d += packet_lanes<T>) {
+    P sum[1];
+    convolve<Width>(sum, in, taps, d, access);
+    if constexpr (A == Activation::silu) sum[0] = silu_lanes<T>(sum[0]);
+    if constexpr (Width > 1) access.template copy<P>(in[Width - 1], oldest, d);
+    access.store(out, d, sum[0]);
   }
 }
 
 }  // namespace detail
 
-/// y = activation(bias + taps * x), see chela/conv/short.hpp. Scratch: the taps once more, unless their channel stride
-/// is 1.
+/// y = activation(bias + taps * x), see chela/conv/short.hpp. Scratch: the taps once more, unless they are narrow and their
+/// channel stride is 1, and a few tokens of a few channels per worker.
 template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
 Status short_conv(const ShortConvArgs<T>& args, const E& executor = {}) {
   chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
-  constexpr int tile = detail::short_conv_tile<Width>;
-  constexpr Index run_len = 256, block_len = detail::short_conv_block<Width>;
-  const Index batch = args.x.extents[0], tokens = args.x.extents[1], channels = args.x.extents[2];
-  const Index runs = ceil_div(tokens, run_len), blocks = ceil_div(channels, block_len);
-
-  const detail::TapRows<Accumulator<T>> taps(args.taps, args.bias);
-  const Tensor<T, 1> zeros(args.initial_state.present() ? 0 : channels);
-  const bool contiguous = unit_last_stride(args.x) && unit_last_stride(args.y) &&
-                          (!args.initial_state.present() || unit_last_stride(args.initial_state));
-
-  executor.for_each(batch * runs * blocks, [&](Index task, int) {
-    const Index b = task / (runs * blocks), run = task / blocks % runs, block = task % blocks;
-    const detail::HistoryRows<T> inputs{
-        slice(args.x, b), args.initial_state.present() ? slice(args.initial_state, b) : TensorView<const T, 2>{},
-        zeros.data()};
-    const Index end = std::min(tokens, (run + 1) * run_len);
-    const Index first = block * block_len, last = std::min(channels, first + block_len);
-    detail::ChannelRow<const T> in[tile + Width - 1];
-    detail::ChannelRow<T> out[tile];
-    for (Index t = run * run_len; t < end;) {
-      const int count = t + tile <= end ? tile : 1;
-      for (int r = 0; r < count + Width - 1; ++r) in[r] = inputs(t + r - (Width - 1));
-      for (int i = 0; i < count; ++i)
-        out[i] = {args.y.data + b * args.y.strides[0] + (t + i) * args.y.strides[1], args.y.strides[2]};
-      detail::for_each_packet_run<T>(first, last, contiguous, [&](auto lanes, Index from, Index to) {
-        using P = typename decltype(lanes)::type;
-        if (count == tile)
-          detail::convolve_tile<Width, A, tile, P>(in, taps, out, from, to);
-        else
-          detail::convolve_tile<Width, A, 1, P>(in, taps, out, from, to);
-      });
-      t += count;
-    }
-  });
-  if (args.final_state.present()) detail::write_final_state(args);
+  if (Status s = check_indices(args); !s.ok()) return s;
+  if (args.x.size() > 0) {
+    if (detail::has_adjacent_channels(args.x) && detail::has_adjacent_channels(args.y) &&
+        detail::has_adjacent_channels(args.initial_state))
+      detail::short_conv_over_channels<Width, A>(args, executor);
+    else
+      detail::short_conv_over_tokens<Width, A>(args, executor);
+  }
+  if constexpr (Width > 1) {
+    if (args.final_state.present()) detail::write_final_states<Width>(args, executor);
+  }
   return {};
 }
 
-/// One token per sequence; the state is shifted in place.
+/// One token per sequence; the state is a ring that is written in place.
 template <int Width, Activation A = Activation::none, Element T, Executor E = DefaultExecutor>
 Status short_conv_step(const ShortConvStepArgs<T>& args, const E& executor = {}) {
   chela::detail::require_short_width<Width>();
   if (Status s = check(args, Width); !s.ok()) return s;
-  const Index channels = args.x.extents[1];
-  const detail::TapRows<Accumulator<T>> taps(args.taps, args.bias);
-  const bool contiguous =
-      unit_last_stride(args.x) && unit_last_stride(args.y) && (Width == 1 || unit_last_stride(args.state));
+  if (Status s = check_indices(args); !s.ok()) return s;
+  constexpr Index kept = Width - 1, together = 8, block_len = 1024;  // sequences that meet a block's taps while near
+  const Index sequences = args.x.extents[0], channels = args.x.extents[1];
+  const Index groups = ceil_div(sequences, together), blocks = ceil_div(channels, block_len);
+  const detail::HeldTaps<Accumulator<T>> taps(args.taps, args.bias);
+  const bool adjacent = detail::has_adjacent_channels(args.x) && detail::has_adjacent_channels(args.y) &&
+                        detail::has_adjacent_channels(args.state);
 
-  executor.for_each(args.x.extents[0], [&](Index b, int) {
-    detail::ChannelRow<T> state[Width];  // one more than there are, since an array cannot be empty
-    detail::ChannelRow<const T> in[Width];
-    for (int r = 0; r < Width - 1; ++r) {
-      state[r] = {args.state.data + b * args.state.strides[0] + r * args.state.strides[1], args.state.strides[2]};
-      in[r] = {state[r].data, state[r].stride};
+  executor.for_each(groups * blocks, [&](Index task, int) {
+    const Index first = task % blocks * block_len, last = std::min(channels, first + block_len);
+    const Index begin = task / blocks * together, end = std::min(sequences, begin + together);
+    for (Index i = begin; i < end; ++i) {
+      detail::ChannelRow<const T> in[Width];
+      detail::ChannelRow<T> oldest;
+      if constexpr (kept > 0) {
+        const auto state = slice(args.state, args.state_slots.present() ? args.state_slots[i] : i);
+        const Index row = (args.positions.present() ? args.positions[i] : args.position) % kept;
+        for (Index r = 0; r < kept; ++r)
+          in[r] = detail::channel_row(TensorView<const T, 2>(state), row + r < kept ? row + r : row + r - kept);
+        oldest = detail::channel_row(state, row);
+      }
+      in[kept] = detail::channel_row(args.x, i);
+      const detail::ChannelRow<T> out = detail::channel_row(args.y, i);
+      detail::for_each_packet_run<T>(first, last, adjacent, [&](auto access, auto, Index from, Index to) {
+        detail::step_channels<Width, A>(in, taps.rows(), oldest, out, from, to, access);
+      });
     }
-    in[Width - 1] = {args.x.data + b * args.x.strides[0], args.x.strides[1]};
-    const detail::ChannelRow<T> out{args.y.data + b * args.y.strides[0], args.y.strides[1]};
-    detail::for_each_packet_run<T>(0, channels, contiguous, [&](auto lanes, Index from, Index to) {
-      detail::step_channels<Width, A, typename decltype(lanes)::type>(in, taps, state, out, from, to);
-    });
   });
   return {};
 }
