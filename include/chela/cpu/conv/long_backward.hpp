@@ -14,6 +14,8 @@ struct SumCorrelation {
   A* sum = nullptr;
   Next next;
 
+  CHELA_ALWAYS_INLINE void begin(Index row) { next.begin(row); }
+  CHELA_ALWAYS_INLINE void fetch_ahead() { next.fetch_ahead(); }
   CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& g, Index row) const {
     using namespace Eigen::internal;
     const ComplexLanes<A> x = load_point<A>(input + row * point_size<A>);

@@ -7,26 +7,42 @@
 
 namespace chela::cpu::detail {
 
-/// Spectra are fetched this many elements ahead of the block at work: the hardware does not follow a depth-first walk.
-inline constexpr Index spectrum_ahead = 1024;
+/// Walks ahead in one group's spectrum. A walk over the tree reads spectra in bursts, at its innermost blocks, and more lines
+/// than a core may wait for; fetched two lines at a time throughout, they come by the time they are needed.
+template <class A>
+class SpectrumAhead {
+ public:
+  explicit SpectrumAhead(const A* spectrum = nullptr) : spectrum_(spectrum), next_(spectrum), limit_(spectrum) {}
+
+  /// The walk has come to this point.
+  CHELA_ALWAYS_INLINE void begin(Index row) {
+    const A* here = spectrum_ + row * point_size<A>;
+    next_ = std::max(next_, here + least_bytes / sizeof(A)), limit_ = here + most_bytes / sizeof(A);
+  }
+  CHELA_ALWAYS_INLINE void fetch() {
+    if (next_ >= limit_) return;
+    fetch_to_read(next_), fetch_to_read(next_ + line);
+    next_ += 2 * line;
+  }
+
+ private:
+  static constexpr std::size_t least_bytes = 2048, most_bytes = 131072, line = 64 / sizeof(A);
+  const A *spectrum_, *next_, *limit_;
+};
 
 /// Multiplies by the kernel's spectrum plus the skip, or by the conjugate of that.
 template <class A, bool Conjugate>
 struct TimesKernel {
   const A* kernel = nullptr;
   LanePacket<A> skip = {};
+  SpectrumAhead<A> ahead{kernel};
 
+  CHELA_ALWAYS_INLINE void begin(Index row) { ahead.begin(row); }
+  CHELA_ALWAYS_INLINE void fetch_ahead() { ahead.fetch(); }
   CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& x, Index row) const {
-    using namespace Eigen::internal;
-    const A* at = kernel + row * point_size<A>;
-    prefetch(at + spectrum_ahead);
-    prefetch(at + spectrum_ahead + lanes_of<A>);
-    ComplexLanes<A> k = load_point<A>(at);
-    k.re = padd(k.re, skip);
-    if constexpr (Conjugate)
-      x = {pmadd(x.im, k.im, pmul(x.re, k.re)), negated_madd(x.re, k.im, pmul(x.im, k.re))};
-    else
-      x = {negated_madd(x.im, k.im, pmul(x.re, k.re)), pmadd(x.im, k.re, pmul(x.re, k.im))};
+    ComplexLanes<A> k = load_point<A>(kernel + row * point_size<A>);
+    k.re = Eigen::internal::padd(k.re, skip);
+    x = Conjugate ? times_conjugate(x, k) : times(x, k);
   }
 };
 
