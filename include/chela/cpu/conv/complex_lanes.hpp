@@ -122,14 +122,14 @@ template <bool Third, class A>
 CHELA_ALWAYS_INLINE void butterfly_eighth(ComplexLanes<A>& a, ComplexLanes<A>& b) {
   using namespace Eigen::internal;
   const LanePacket<A> half_root = set_lanes<LanePacket<A>>(0.70710678118654752440);
-  const LanePacket<A> sum = pmul(padd(b.re, b.im), half_root), difference = pmul(psub(b.im, b.re), half_root);
+  const LanePacket<A> sum = padd(b.re, b.im), difference = psub(b.im, b.re);
   const ComplexLanes<A> top = a;
   if constexpr (Third) {
-    a = {padd(top.re, difference), psub(top.im, sum)};
-    b = {psub(top.re, difference), padd(top.im, sum)};
+    a = {pmadd(half_root, difference, top.re), negated_madd(half_root, sum, top.im)};
+    b = {negated_madd(half_root, difference, top.re), pmadd(half_root, sum, top.im)};
   } else {
-    a = {padd(top.re, sum), padd(top.im, difference)};
-    b = {psub(top.re, sum), psub(top.im, difference)};
+    a = {pmadd(half_root, sum, top.re), pmadd(half_root, difference, top.im)};
+    b = {negated_madd(half_root, sum, top.re), negated_madd(half_root, difference, top.im)};
   }
 }
 
