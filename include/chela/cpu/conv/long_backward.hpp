@@ -7,8 +7,8 @@ namespace chela::cpu {
 
 namespace detail {
 
-/// sum += g conj(x), and then what `next` does to g.
-template <class A, class Next>
+/// sum += g conj(x), and then what `next` does to g. `First`: there is no sum yet, and it may take the input's place.
+template <class A, bool First, class Next>
 struct SumCorrelation {
   const A* input = nullptr;
   A* sum = nullptr;
@@ -19,9 +19,11 @@ struct SumCorrelation {
   CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& g, Index row) const {
     using namespace Eigen::internal;
     const ComplexLanes<A> x = load_point<A>(input + row * point_size<A>);
-    ComplexLanes<A> s = load_point<A>(sum + row * point_size<A>);
-    s.re = pmadd(g.im, x.im, pmadd(g.re, x.re, s.re));
-    s.im = negated_madd(g.re, x.im, LanePacket<A>(pmadd(g.im, x.re, s.im)));
+    ComplexLanes<A> s = times_conjugate(g, x);
+    if constexpr (!First) {
+      const ComplexLanes<A> before = load_point<A>(sum + row * point_size<A>);
+      s = {padd(s.re, before.re), padd(s.im, before.im)};
+    }
     store_point(sum + row * point_size<A>, s);
     next(g, row);
   }
@@ -48,20 +50,30 @@ struct LongConvBackward {
   void run_group(const A* kernel, ChannelGroup group, Index batch_begin, Index batch_end, A* work, A* input,
                  A* sum) const {
     const TimesKernel<A, true> times_kernel{kernel, skip_lanes(a.skip, group, plan.points())};
-    if (wants_kernel()) std::fill_n(sum, plan.points() * point_size<A>, A(0));
+    if (wants_kernel() && batch_begin == batch_end) std::fill_n(sum, plan.points() * point_size<A>, A(0));
+    if (batch_end - batch_begin == 1) input = sum;
     for (Index b = batch_begin; b < batch_end; ++b) {
       if (wants_kernel())
         with_source<A>(slice(a.x, b), history_rows(a.initial_state, b), group, plan.points(), input,
                        [&](const auto& source) { transform(plan, source, input); });
       with_source<A>(slice(a.grad_y, b), group, work, [&](const auto& source) {
-        if (!wants_input())
-          transform(plan, source, work, SumCorrelation<A, KeepSpectrum>{input, sum, {}});
-        else if (wants_kernel())
-          input_gradient(source, SumCorrelation<A, TimesKernel<A, true>>{input, sum, times_kernel}, group, b, work);
-        else
+        if (!wants_kernel())
           input_gradient(source, times_kernel, group, b, work);
+        else if (b == batch_begin)
+          both_gradients<true>(source, times_kernel, group, b, work, input, sum);
+        else
+          both_gradients<false>(source, times_kernel, group, b, work, input, sum);
       });
     }
+  }
+
+  template <bool First, class Source, class Times>
+  void both_gradients(const Source& source, const Times& times_kernel, ChannelGroup group, Index b, A* work,
+                      const A* input, A* sum) const {
+    if (wants_input())
+      input_gradient(source, SumCorrelation<A, First, Times>{input, sum, times_kernel}, group, b, work);
+    else
+      transform(plan, source, work, SumCorrelation<A, First, KeepSpectrum>{input, sum, {}});
   }
 
   template <class Source, class Middle>
