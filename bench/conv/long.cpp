@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "support/measure.hpp"
 #include "support/tensors.hpp"
 

@@ -5,6 +5,6 @@
 #include "chela/reference/branches.hpp"
 #include "chela/reference/kernels.hpp"
 #include "chela/reference/linear.hpp"
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "chela/reference/short_conv.hpp"
 #include "chela/reference/short_long.hpp"

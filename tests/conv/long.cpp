@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "support/gradients.hpp"
 #include "support/tensors.hpp"
 #include "support/tolerance.hpp"
