@@ -42,7 +42,7 @@ constexpr Status check_offsets(const SequenceBatch& s) {
   for (Index i = 0; i < s.size(); ++i)
     if (s.cu_seqlens[i] > s.cu_seqlens[i + 1]) return {Code::bad_value, "cu_seqlens must not decrease"};
   return require(s.cu_seqlens[s.size()] == s.tokens, Code::bad_value,
-                 "cu_seqlens must end with the token extent of q, k and v");
+                 "cu_seqlens must end with the token extent of the packed tensors");
 }
 
 }  // namespace chela

@@ -30,13 +30,30 @@ constexpr Index right_angle_least_points(Index tokens, Index taps, Index back_ta
   return std::max({tokens, taps, ceil_div(tokens + taps - 1 + ahead, 2)});
 }
 
+/// Points of a transform: `odd` times a power of two.
+struct RightAngleSize {
+  Index points = 0;
+  int odd = 1;
+};
+
+/// The least size that is enough. What hangs from an odd root is one innermost block of 8, or has a pass above it.
+constexpr RightAngleSize right_angle_size(Index at_least) {
+  constexpr Index least = 32, middle = 8;
+  Index power = least;
+  while (power < at_least) power *= 2;
+  for (int odd : {9, 5, 3, 7}) {  // 9/16, 5/8, 3/4 and 7/8 of the power of two
+    const Index part = power / (odd > 8 ? 16 : odd > 4 ? 8 : 4);
+    if (part * odd >= at_least && part * odd > least && part >= middle && part != 2 * middle) return {part * odd, odd};
+  }
+  return {power, 1};
+}
+
 /// One complex transform: which radices, at which strides, with which twiddles. Immutable; one plan serves all threads.
 template <class A>
 class RightAnglePlan {
  public:
   /// The innermost block, which forward pass, product and inverse pass share without leaving the registers.
   static constexpr int middle = 8;
-  static constexpr Index least_points = 32;
 
   /// A pass over blocks of radix * stride points. The inverse pass of radix 4 or 8 reads radix twiddle values (re, im pairs) per
   /// position: exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h is the stride. The
@@ -51,7 +68,8 @@ class RightAnglePlan {
 
   /// At least `at_least` points. Radix 8 needs some 24 registers; `largest_radix` 4 suits machines with 16.
   explicit RightAnglePlan(Index at_least, int largest_radix = 8) {
-    choose_points(at_least);
+    const RightAngleSize size = right_angle_size(at_least);
+    points_ = size.points, odd_ = size.odd;
     const std::vector<double> quarter = quarter_circle();
     fill_node_twiddles(quarter);
     fill_passes(quarter, largest_radix);
@@ -78,20 +96,6 @@ class RightAnglePlan {
   struct Root {
     double re, im;
   };
-
-  /// The least number that is enough. What hangs from an odd root is one innermost block, or has a pass above it.
-  void choose_points(Index at_least) {
-    points_ = least_points;
-    while (points_ < at_least) points_ *= 2;
-    odd_ = 1;
-    for (int odd : {9, 5, 3, 7}) {  // 9/16, 5/8, 3/4 and 7/8 of the power of two
-      const Index candidate = (odd > 8 ? points_ / 16 : odd > 4 ? points_ / 8 : points_ / 4) * odd, part = candidate / odd;
-      if (candidate >= at_least && candidate > least_points && part >= middle && part != 2 * middle) {
-        points_ = candidate, odd_ = odd;
-        return;
-      }
-    }
-  }
 
   /// exp(2 pi i k / 4N) for k < N, as (re, im) pairs: products of two short tables, each straight from sine and cosine.
   std::vector<double> quarter_circle() const {
@@ -174,7 +178,7 @@ class RightAnglePlan {
     }
   }
 
-  Index points_ = least_points;
+  Index points_ = 0;
   int odd_ = 1;
   std::vector<A> node_twiddles_, odd_roots_, inverse_twiddles_, output_weights_;
   std::vector<Pass> passes_;
