@@ -12,6 +12,7 @@
 // in cpu/conv/long_step.hpp and cpu/conv/long_stream.hpp; this header brings all.
 #include "chela/cpu/conv/long_backward.hpp"
 #include "chela/cpu/conv/long_step.hpp"
+#include "chela/cpu/conv/long_stream.hpp"
 #include "chela/cpu/conv/long_tasks.hpp"
 
 namespace chela::cpu {

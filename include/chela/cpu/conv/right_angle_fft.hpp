@@ -241,14 +241,19 @@ void last_pass(const RightAnglePlan<A>& plan, const A* work, const Sink& sink) {
   with_outermost_radix(plan, [&](auto radix) { last_pass<radix>(plan, work, sink); });
 }
 
+/// One of the parts below the outermost pass.
+template <Walk W, class A, class Middle>
+void walk_part(const RightAnglePlan<A>& plan, int part, A* work, Middle& middle) {
+  const auto& pass = plan.pass(0);
+  if (pass.radix % 2 == 1)
+    walk_block<W>(plan, 1, plan.tree(part), 1, part * pass.stride, work, middle);
+  else
+    walk_block<W>(plan, 1, plan.tree(), pass.radix + part, part * pass.stride, work, middle);
+}
+
 template <Walk W, class A, class Middle>
 void walk_all(const RightAnglePlan<A>& plan, A* work, Middle middle) {
-  const auto& pass = plan.pass(0);
-  for (int e = 0; e < pass.radix; ++e)
-    if (pass.radix % 2 == 1)
-      walk_block<W>(plan, 1, plan.tree(e), 1, e * pass.stride, work, middle);
-    else
-      walk_block<W>(plan, 1, plan.tree(), pass.radix + e, e * pass.stride, work, middle);
+  for (int part = 0; part < plan.pass(0).radix; ++part) walk_part<W>(plan, part, work, middle);
 }
 
 /// `middle` sees each point of the spectrum; what it leaves is in `work` in tree order.
