@@ -84,9 +84,10 @@ TEST_CASE("the choice follows from sizes") {
   const auto method = [](Index tokens, Index taps, Index back = 0) {
     return choose_long_conv(LongConvPolicy{}, tokens, taps, back, false).method;
   };
-  CHECK(method(64, 64) == LongConvMethod::direct);
+  CHECK(method(50, 50) == LongConvMethod::direct);
+  CHECK(method(64, 64) == LongConvMethod::transform);
   CHECK(method(100, 100) == LongConvMethod::transform);
-  CHECK(method(1 << 20, 40) == LongConvMethod::direct);
+  CHECK(method(1 << 20, 28) == LongConvMethod::direct);
   CHECK(method(1 << 20, 100) == LongConvMethod::blocks);
   CHECK(method(1 << 20, 100, 100) == LongConvMethod::transform);
   CHECK(method(1000, 700) == LongConvMethod::transform);  // two blocks would take more points
@@ -122,7 +123,8 @@ TEST_CASE("a kernel made ready keeps its way") {
              LongConvMethod::direct);
   check_with(cpu::kernel_spectrum<blocks>(taps, {}, 150, SerialExecutor{}, {.with_state = true}),
              LongConvMethod::blocks);
-  check_with(cpu::kernel_spectrum(taps, {}, 150, SerialExecutor{}, {.with_state = true}), LongConvMethod::direct);
+  check_with(cpu::kernel_spectrum(taps, {}, 150, SerialExecutor{}, {.with_state = true}),
+             LongConvMethod::transform);
 }
 
 template <LongConvPolicy P>

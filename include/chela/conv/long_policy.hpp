@@ -16,8 +16,9 @@ enum class LongConvMethod {
 
 struct LongConvPolicy {
   LongConvMethod method = LongConvMethod::automatic;
-  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly.
-  int direct_products = 40;
+  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly. Kernels as long
+  /// as the sequence cross at 50 tokens, kernels much shorter at 40 taps (EPYC 9004, float, `bench_long_conv_cpu`).
+  int direct_products = 28;
   /// The fewest tokens of a block.
   int least_block = 256;
   /// Partial kernels: only this many taps, the latest inputs', take part; 0 means all. States keep their length.

@@ -60,7 +60,7 @@ struct LongConvForward {
   void direct(const A* kernel, ChannelGroup group, TensorView<const T, 2> x, TensorView<const T, 2> history,
               TensorView<T, 2> y, A* work) const {
     direct_convolve<A>(
-        form.lags, kernel, skip_lanes(a.skip, group, 1), 0, y.extents[0],
+        form.lags, kernel, skip_lanes(a.skip, group, 1), {-history.extents[0], x.extents[0]}, 0, y.extents[0],
         [&](Index begin, Index count, A* to) { stage_rows<A>(x, history, group, begin, count, to); },
         [&](Index begin, const A* packets, Index count) {
           scatter_group<A>(packets, lanes_of<A>, run(y, 0, begin, count), group);

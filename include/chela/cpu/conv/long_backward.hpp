@@ -189,8 +189,9 @@ struct LongConvBackward {
     for (Index q = 0; q < form.lags.rows(); ++q)
       std::copy_n(kernel + q * lanes, lanes, scratch.carry + (form.lags.rows() - 1 - q) * lanes);
     direct_convolve<A>(
-        form.lags.reversed(), scratch.carry, skip_lanes(a.skip, group, 1), a.grad_initial_state.present() ? -before : 0,
-        tokens, [&](Index begin, Index count, A* to) { stage_rows<A>(grad_y, {}, group, begin, count, to); },
+        form.lags.reversed(), scratch.carry, skip_lanes(a.skip, group, 1), {0, tokens},
+        a.grad_initial_state.present() ? -before : 0, tokens,
+        [&](Index begin, Index count, A* to) { stage_rows<A>(grad_y, {}, group, begin, count, to); },
         [&](Index begin, const A* packets, Index count) {
           const Index old = std::clamp<Index>(-begin, 0, count);
           if (old > 0) scatter_group<A>(packets, lanes, run(met_rows(i), 0, begin + before, old), group);

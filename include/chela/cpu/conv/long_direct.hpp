@@ -57,13 +57,13 @@ void stage_rows(TensorView<const T, 2> rows, TensorView<const T, 2> history, Cha
   part(rows, 0, 0, rows.extents[0]);
 }
 
-/// The sums at `direct_rows` outputs: `inputs` is the row that the first output meets at the kernel's last lag, `kernel` the
-/// packet of its last lag. Each input meets the outputs at neighbouring lags.
+/// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first output meets
+/// at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at neighbouring lags.
 template <class A>
-CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index lags, LanePacket<A>* sums) {
+CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index begin, Index end, LanePacket<A>* sums) {
   using namespace Eigen::internal;
   constexpr int lanes = lanes_of<A>;
-  for (Index s = 0; s < lags + direct_margin; ++s) {
+  for (Index s = begin; s < end; ++s) {
     const LanePacket<A> x = ploadu<LanePacket<A>>(inputs + s * lanes);
     CHELA_UNROLL
     for (Index i = 0; i < direct_rows; ++i)
@@ -71,10 +71,16 @@ CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index lag
   }
 }
 
-/// Calls `put(begin, packets, count)` with outputs `begin` on, chunk by chunk, of the sequence whose inputs `stage(begin,
-/// count, to)` brings; `kernel` is in the lags' order. `buffer`: chunk_rows() + direct_chunk packets.
+/// Rows of inputs, from `begin` to `end`.
+struct InputRows {
+  Index begin = 0, end = 0;
+};
+
+/// Calls `put(begin, packets, count)` with outputs `begin` to `end`, chunk by chunk, of a sequence with these inputs, which
+/// `stage(begin, count, to)` brings, zeros where there are none; `kernel` is in the lags' order. `buffer`: chunk_rows() +
+/// direct_chunk packets.
 template <class A, class Stage, class Put>
-void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, Index begin, Index end,
+void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, InputRows inputs, Index begin, Index end,
                      const Stage& stage, const Put& put, A* buffer) {
   using namespace Eigen::internal;
   constexpr int lanes = lanes_of<A>;
@@ -88,7 +94,9 @@ void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, I
       CHELA_UNROLL
       for (Index i = 0; i < direct_rows; ++i)
         sums[i] = pmul(skip, ploadu<LanePacket<A>>(buffer + (before + t + i) * lanes));
-      direct_sums<A>(buffer + t * lanes, last_lag, k.lags(), sums);
+      const Index first = t0 + t - before;  // the row that meets the first output at the last lag
+      direct_sums<A>(buffer + t * lanes, last_lag, std::max<Index>(inputs.begin - first, 0),
+                     std::min(inputs.end - first, k.lags() + direct_margin), sums);
       CHELA_UNROLL
       for (Index i = 0; i < direct_rows; ++i) pstoreu(out + (t + i) * lanes, sums[i]);
     }
