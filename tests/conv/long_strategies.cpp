@@ -2,7 +2,9 @@
 // partial kernels.
 #include <doctest/doctest.h>
 
+#include <complex>
 #include <string>
+#include <vector>
 
 #include "chela/cpu/conv/long.hpp"
 #include "chela/reference/long.hpp"
@@ -123,8 +125,7 @@ TEST_CASE("a kernel made ready keeps its way") {
              LongConvMethod::direct);
   check_with(cpu::kernel_spectrum<blocks>(taps, {}, 150, SerialExecutor{}, {.with_state = true}),
              LongConvMethod::blocks);
-  check_with(cpu::kernel_spectrum(taps, {}, 150, SerialExecutor{}, {.with_state = true}),
-             LongConvMethod::transform);
+  check_with(cpu::kernel_spectrum(taps, {}, 150, SerialExecutor{}, {.with_state = true}), LongConvMethod::transform);
 }
 
 template <LongConvPolicy P>
@@ -155,6 +156,84 @@ TEST_CASE("a partial kernel is one with zeros, at less work") {
   check_partial<LongConvPolicy{.method = LongConvMethod::blocks, .least_block = 32, .taps = 20}>();
   constexpr LongConvPolicy partial{.taps = 1000};
   CHECK(choose_long_conv(partial, 65536, 1000, 0, false).points == 1024);
+}
+
+template <int Eighths>
+constexpr LongConvPolicy sparse{.eighths = Eighths};
+
+/// The product of one channel's inputs and taps at the kept roots of x^N - i, turned back, as sums.
+std::vector<double> low_frequencies(const LongProblem<double>& p, Index n, int eighths) {
+  const double circle = 2 * std::acos(-1.0);
+  std::vector<double> y(std::size_t(p.shape.tokens));
+  for (Index q = 0; q < n; ++q) {
+    const Index octant = 8 * q / n;
+    if (octant >= eighths / 2 && octant < 8 - eighths / 2) continue;
+    const double angle = circle * (double(q) + 0.25) / double(n);
+    std::complex<double> x = 0, k = 0;
+    for (Index t = 0; t < p.shape.tokens; ++t) {
+      x += std::polar(p.x(0, t, 0), angle * double(t));
+      k += std::polar(p.taps(0, t), angle * double(t));
+    }
+    for (Index t = 0; t < p.shape.tokens; ++t)
+      y[std::size_t(t)] += (x * k * std::polar(1.0, -angle * double(t))).real() / double(n);
+  }
+  return y;
+}
+
+template <int Eighths>
+void check_sparse(Index tokens) {
+  CAPTURE(tokens);
+  constexpr LongConvPolicy policy = sparse<Eighths>;
+  const LongShape shape{1, tokens, 3, tokens, 0, false, false};
+  const LongProblem<double> p(shape);
+  LongForward<double> got(shape), with_spectrum(shape);
+  REQUIRE(cpu::long_conv<policy>(got.into(p.args())).ok());
+  const auto want = low_frequencies(p, right_angle_size(tokens).points, Eighths);
+  double difference = 0;
+  for (Index t = 0; t < tokens; ++t) difference = std::max(difference, std::abs(got.y(0, t, 0) - want[std::size_t(t)]));
+  CHECK(difference < 1e-11);
+  const auto spectrum = cpu::kernel_spectrum<policy>(p.taps.view(), {}, tokens, SerialExecutor{});
+  REQUIRE(cpu::long_conv(with_spectrum.into(p.args()), spectrum).ok());
+  CHECK(relative_error(with_spectrum.y, got.y) == 0);
+
+  LongGradients<double> g(shape);
+  REQUIRE(cpu::long_conv_backward<policy>(g.into(p.backward_args())).ok());
+  const double y = test::weighted_sum<3>(got.y, p.grad_y);
+  CHECK(test::weighted_sum<3>(g.x, p.x) == doctest::Approx(y).epsilon(1e-11));
+  CHECK(test::weighted_sum<2>(g.taps, p.taps) == doctest::Approx(y).epsilon(1e-11));
+}
+
+TEST_CASE("frequency-sparse kernels drop frequencies, at less work") {
+  for (Index tokens : {32, 50, 64, 90, 128, 144}) {
+    check_sparse<2>(tokens);
+    check_sparse<4>(tokens);
+    check_sparse<6>(tokens);
+  }
+}
+
+/// Against the dense kernel, one as smooth as a sum of slow exponentials.
+template <int Eighths>
+double sparse_error(Index tokens) {
+  const LongShape shape{1, tokens, 4, tokens, 0, false, false};
+  LongProblem<double> p(shape);
+  for (Index d = 0; d < 4; ++d)
+    for (Index j = 0; j < tokens; ++j) {
+      const double u = double(j) / (40.0 * double(d + 1));
+      p.taps(d, j) = u * std::exp(-u);
+    }
+  LongForward<double> got(shape), want(shape);
+  REQUIRE(cpu::long_conv(want.into(p.args())).ok());
+  REQUIRE(cpu::long_conv<sparse<Eighths>>(got.into(p.args())).ok());
+  return relative_error(got.y, want.y);
+}
+
+TEST_CASE("the fewer frequencies, the further from the dense kernel; a smooth one hardly changes") {
+  const double two = sparse_error<2>(1024), four = sparse_error<4>(1024), six = sparse_error<6>(1024);
+  MESSAGE("relative error against dense with 2, 4 and 6 eighths: " << two << ", " << four << ", " << six);
+  CHECK(six < four);
+  CHECK(four < two);
+  CHECK(two < 5e-3);
+  CHECK(sparse_error<8>(1024) < 1e-14);
 }
 
 /// Packed sequences against each alone.

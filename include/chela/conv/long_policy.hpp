@@ -23,6 +23,10 @@ struct LongConvPolicy {
   int least_block = 256;
   /// Partial kernels: only this many taps, the latest inputs', take part; 0 means all. States keep their length.
   int taps = 0;
+  /// Frequency-sparse kernels: only the lowest eighths of the frequencies take part, 2, 4, 6, or 8 for all. Of the product at
+  /// the 2N frequencies of one transform over the sequence the others are dropped, which is a smoother kernel that looks
+  /// ahead a little. An approximation for kernels that are smooth themselves.
+  int eighths = 8;
 
   friend bool operator==(const LongConvPolicy&, const LongConvPolicy&) = default;
 };
@@ -35,6 +39,10 @@ struct LongConvPolicyConstant {
                 "LongConvPolicy::direct_products must be 0 or more; 0 leaves the choice between the transforms");
   static_assert(P.least_block >= 32, "LongConvPolicy::least_block must be at least 32, the shortest transform");
   static_assert(P.taps >= 0, "LongConvPolicy::taps must be 0 or more; 0 takes the whole kernel");
+  static_assert(P.eighths == 2 || P.eighths == 4 || P.eighths == 6 || P.eighths == 8,
+                "LongConvPolicy::eighths must be 2, 4, 6 or 8; 8 takes every frequency");
+  static_assert(P.eighths == 8 || P.method == LongConvMethod::automatic || P.method == LongConvMethod::transform,
+                "LongConvPolicy::eighths below 8 needs one transform over the sequence: method automatic or transform");
 };
 
 /// One sequence's way: `direct`, `blocks` or `transform`, and the transform's points. Sequences with equal choices share a
@@ -61,13 +69,14 @@ constexpr double long_conv_products(Index tokens, Index taps, Index back_taps, b
 constexpr LongConvChoice choose_long_conv(const LongConvPolicy& policy, Index tokens, Index taps, Index back_taps,
                                           bool with_state) {
   const LongConvChoice direct{LongConvMethod::direct, 0};
+  const bool sparse = policy.eighths < 8;
   if (policy.method == LongConvMethod::direct) return direct;
-  if (policy.method == LongConvMethod::automatic &&
+  if (!sparse && policy.method == LongConvMethod::automatic &&
       long_conv_products(tokens, taps, back_taps, with_state) <= double(policy.direct_products) * double(tokens))
     return direct;
   const LongConvChoice whole{LongConvMethod::transform,
                              right_angle_size(right_angle_least_points(tokens, taps, back_taps, with_state)).points};
-  if (policy.method == LongConvMethod::transform || back_taps > 0) return whole;
+  if (sparse || policy.method == LongConvMethod::transform || back_taps > 0) return whole;
   const LongConvChoice blocks{LongConvMethod::blocks,
                               right_angle_size(std::max<Index>(taps, policy.least_block)).points};
   if (policy.method == LongConvMethod::blocks) return blocks;

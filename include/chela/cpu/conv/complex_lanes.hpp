@@ -190,15 +190,35 @@ CHELA_ALWAYS_INLINE void inverse_radix(ComplexLanes<A>* x, const A* table) {
   }
 }
 
-/// The innermost inverse pass, radix 8 at stride 1: its twiddles are the eighth roots of one.
-template <class A>
+/// A butterfly of the innermost inverse pass, of which one side or both may be known to be zero. Turn: w = exp(-i pi Turn / 4).
+template <int Turn, bool HasA, bool HasB, class A>
+CHELA_ALWAYS_INLINE void innermost_butterfly(ComplexLanes<A>& a, ComplexLanes<A>& b) {
+  using namespace Eigen::internal;
+  if constexpr (!HasA && HasB) {
+    a = {pset1<LanePacket<A>>(A(0)), pset1<LanePacket<A>>(A(0))};
+  }
+  if constexpr (!HasB) {
+    b = a;
+  } else if constexpr (Turn == 0) {
+    butterfly_one(a, b);
+  } else if constexpr (Turn == 2) {
+    butterfly_one_minus_i(a, b);
+  } else {
+    butterfly_eighth<Turn == 3>(a, b);
+  }
+}
+
+/// The innermost inverse pass, radix 8 at stride 1: its twiddles are the eighth roots of one. Point e is read if bit e of `Kept`
+/// is set, and zero if not.
+template <unsigned Kept = 0xff, class A>
 CHELA_ALWAYS_INLINE void inverse_innermost(ComplexLanes<A>* x) {
-  CHELA_UNROLL
-  for (int e = 0; e < 8; e += 2) butterfly_one(x[e], x[e + 1]);
-  CHELA_UNROLL
-  for (int e = 0; e < 8; e += 4) butterfly_one(x[e], x[e + 2]), butterfly_one_minus_i(x[e + 1], x[e + 3]);
-  butterfly_one(x[0], x[4]), butterfly_one_minus_i(x[2], x[6]);
-  butterfly_eighth<false>(x[1], x[5]), butterfly_eighth<true>(x[3], x[7]);
+  constexpr auto has = [](int first, int count) { return ((Kept >> first) & ((1u << count) - 1)) != 0; };
+  innermost_butterfly<0, has(0, 1), has(1, 1)>(x[0], x[1]), innermost_butterfly<0, has(2, 1), has(3, 1)>(x[2], x[3]);
+  innermost_butterfly<0, has(4, 1), has(5, 1)>(x[4], x[5]), innermost_butterfly<0, has(6, 1), has(7, 1)>(x[6], x[7]);
+  innermost_butterfly<0, has(0, 2), has(2, 2)>(x[0], x[2]), innermost_butterfly<2, has(0, 2), has(2, 2)>(x[1], x[3]);
+  innermost_butterfly<0, has(4, 2), has(6, 2)>(x[4], x[6]), innermost_butterfly<2, has(4, 2), has(6, 2)>(x[5], x[7]);
+  innermost_butterfly<0, has(0, 4), has(4, 4)>(x[0], x[4]), innermost_butterfly<1, has(0, 4), has(4, 4)>(x[1], x[5]);
+  innermost_butterfly<2, has(0, 4), has(4, 4)>(x[2], x[6]), innermost_butterfly<3, has(0, 4), has(4, 4)>(x[3], x[7]);
 }
 
 }  // namespace chela::cpu::detail

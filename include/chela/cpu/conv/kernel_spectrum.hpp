@@ -46,8 +46,26 @@ void stage_points(TensorView<T, 2> ahead, TensorView<U, 2> behind, ChannelGroup 
   scale_packets(first_behind, imaginary_rows, -factor);
 }
 
-/// How kernels of one size are made ready for one choice.
-template <class A>
+/// The points of an innermost block whose frequencies are among the lowest `eighths` of eight: its points lie an eighth of the
+/// circle apart, in bit-reversed order, and half of those kept are at its end, the negative frequencies.
+constexpr unsigned kept_points(int eighths) {
+  unsigned kept = 0;
+  for (int e = 0; e < 8; ++e) {
+    const int octant = ((e & 1) << 2) | (e & 2) | (e >> 2);
+    if (octant < eighths / 2 || octant >= 8 - eighths / 2) kept |= 1u << e;
+  }
+  return kept;
+}
+
+/// The place of point e among those kept.
+constexpr int kept_place(unsigned kept, int e) {
+  int place = 0;
+  for (int i = 0; i < e; ++i) place += int(kept >> i) & 1;
+  return place;
+}
+
+/// How kernels of one size are made ready for one choice. Spectra hold `Eighths` points of each eight.
+template <class A, int Eighths = 8>
 struct KernelForm {
   LongConvChoice choice;
   KernelLags lags;
@@ -60,10 +78,25 @@ struct KernelForm {
 
   bool direct() const { return choice.method == LongConvMethod::direct; }
   /// Elements that one group's kernel takes.
-  Index size() const { return direct() ? lags.rows() * lanes_of<A> : plan.points() * point_size<A>; }
+  Index size() const { return direct() ? lags.rows() * lanes_of<A> : work_size() / 8 * Eighths; }
+  /// Elements of all points.
+  Index work_size() const { return plan.points() * point_size<A>; }
 
   void make(TensorView<const A, 2> taps, TensorView<const A, 2> back_taps, ChannelGroup group, A* to) const {
     if (direct()) return stage_direct_kernel<A>(lags, taps, back_taps, group, to);
+    if constexpr (Eighths == 8) {
+      make_spectrum(taps, back_taps, group, to);
+    } else {
+      const Scratch<A> all(work_size());
+      make_spectrum(taps, back_taps, group, all.data());
+      for (Index row = 0; row < plan.points(); ++row)
+        if (kept_points(Eighths) >> (row % 8) & 1)
+          std::copy_n(all.data() + row * point_size<A>, point_size<A>,
+                      to + (row / 8 * Eighths + kept_place(kept_points(Eighths), int(row % 8))) * point_size<A>);
+    }
+  }
+
+  void make_spectrum(TensorView<const A, 2> taps, TensorView<const A, 2> back_taps, ChannelGroup group, A* to) const {
     const auto ahead = run(transposed(taps, 0, 1), 0, 0, lags.taps);
     const A factor = A(1) / A(plan.points());
     if (lags.back == 0) {
@@ -84,8 +117,9 @@ struct KernelSpectrumOptions {
   bool with_state = false;  ///< serve calls with an initial state; may take twice the points when L > tokens
 };
 
-/// A kernel ready for use, in a layout of its own. Movable; any number of threads may read it at once.
-template <class A>
+/// A kernel ready for use, in a layout of its own. Movable; any number of threads may read it at once. `Eighths`: as in the
+/// policy it was made with.
+template <class A, int Eighths = 8>
 class KernelSpectrum {
  public:
   KernelSpectrum() = default;
@@ -98,34 +132,34 @@ class KernelSpectrum {
   Index back_taps() const { return back_taps_; }  ///< M
   bool with_state() const { return with_state_; }
   LongConvMethod method() const { return form_.choice.method; }  ///< how calls are computed
-  const detail::KernelForm<A>& form() const { return form_; }
+  const detail::KernelForm<A, Eighths>& form() const { return form_; }
 
   /// What belongs to one packet of channels.
   const A* group(Index g) const { return memory_.data() + g * form_.size(); }
 
  private:
   template <LongConvPolicy P, class W, Executor E>
-  friend KernelSpectrum<std::remove_const_t<W>> kernel_spectrum(TensorView<W, 2>,
-                                                                TensorView<const std::remove_const_t<W>, 2>, Index,
-                                                                const E&, KernelSpectrumOptions);
+  friend KernelSpectrum<std::remove_const_t<W>, P.eighths> kernel_spectrum(TensorView<W, 2>,
+                                                                           TensorView<const std::remove_const_t<W>, 2>,
+                                                                           Index, const E&, KernelSpectrumOptions);
 
   Status status_{Code::bad_value, "the kernel's spectrum is empty; make it with kernel_spectrum"};
   Index tokens_ = 0, channels_ = 0, taps_ = 0, back_taps_ = 0;
   bool with_state_ = false;
-  detail::KernelForm<A> form_;
+  detail::KernelForm<A, Eighths> form_;
   detail::Scratch<A> memory_;
 };
 
 /// The spectrum of `taps` [channel, L] and `back_taps` [channel, M] (or absent) for calls over up to `tokens` tokens, which the
 /// policy's choice for that many serves.
 template <LongConvPolicy P = LongConvPolicy{}, class W, Executor E>
-KernelSpectrum<std::remove_const_t<W>> kernel_spectrum(TensorView<W, 2> taps,
-                                                       TensorView<const std::remove_const_t<W>, 2> back_taps,
-                                                       Index tokens, const E& executor,
-                                                       KernelSpectrumOptions options = {}) {
+KernelSpectrum<std::remove_const_t<W>, P.eighths> kernel_spectrum(TensorView<W, 2> taps,
+                                                                  TensorView<const std::remove_const_t<W>, 2> back_taps,
+                                                                  Index tokens, const E& executor,
+                                                                  KernelSpectrumOptions options = {}) {
   using A = std::remove_const_t<W>;
   constexpr LongConvPolicy policy = LongConvPolicyConstant<P>::value;
-  KernelSpectrum<A> out;
+  KernelSpectrum<A, P.eighths> out;
   const Index channels = taps.extents[0];
   out.status_ = first_failure(chela::detail::check_long_conv_taps<const A>(taps, back_taps, channels),
                               require(tokens >= 0, Code::bad_value, "tokens must be zero or more"));

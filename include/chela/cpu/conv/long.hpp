@@ -20,14 +20,14 @@ namespace chela::cpu {
 namespace detail {
 
 /// Outputs of one group of channels, with a kernel at hand.
-template <class T, class A>
+template <class T, class A, int Eighths>
 struct LongConvForward {
   const LongConvArgs<T>& a;
   const LongConvShape& s;
-  const KernelForm<A>& form;
+  const KernelForm<A, Eighths>& form;
 
   Index scratch_size() const {
-    return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.size();
+    return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.work_size();
   }
 
   void sequence(const A* kernel, ChannelGroup group, Index i, A* work) const {
@@ -36,7 +36,7 @@ struct LongConvForward {
     const auto history = history_rows(a.initial_state, i, form.lags);
     if (form.direct()) return direct(kernel, group, x, history, y, work);
     const Index block = form.choice.method == LongConvMethod::blocks ? form.plan.points() : x.extents[0];
-    const TimesKernel<A, false> middle{kernel, skip_lanes(a.skip, group, form.plan.points())};
+    const TimesKernel<A, false, Eighths> middle{kernel, skip_lanes(a.skip, group, form.plan.points())};
     for (Index begin = 0; begin < x.extents[0]; begin += block) {
       const Index count = std::min(block, x.extents[0] - begin);
       transform_rows(middle, group, run(x, 0, begin, count), block_history(x, history, begin, form.lags),
@@ -44,7 +44,7 @@ struct LongConvForward {
     }
   }
 
-  void transform_rows(const TimesKernel<A, false>& middle, ChannelGroup group, TensorView<const T, 2> x,
+  void transform_rows(const TimesKernel<A, false, Eighths>& middle, ChannelGroup group, TensorView<const T, 2> x,
                       TensorView<const T, 2> history, TensorView<T, 2> y, A* work) const {
     with_source<A>(x, history, group, form.plan.points(), work, [&](const auto& source) {
       if constexpr (std::is_same_v<T, A>) {
@@ -90,8 +90,8 @@ Index forward_runs(const LongConvShape& s, Index members, const E& executor) {
   return batch_runs(4 * executor.workers(), channel_groups<A>(s.channels), members);
 }
 
-template <class T, class A, class KernelOf, Executor E>
-void run_long_conv(const LongConvForward<T, A>& pass, const std::vector<Index>& members, Index runs,
+template <class T, class A, int Eighths, class KernelOf, Executor E>
+void run_long_conv(const LongConvForward<T, A, Eighths>& pass, const std::vector<Index>& members, Index runs,
                    const KernelOf& kernel_of, const E& executor) {
   const Index size = pass.scratch_size();
   const Scratch<A> scratch(executor.workers() * size);
@@ -110,7 +110,7 @@ template <class A, class T>
 void final_states_without_tokens(const LongConvArgs<T>& a, const LongConvShape& s) {
   const KernelForm<A> none;
   for (Index i = 0; i < s.sequences.size(); ++i)
-    if (s.sequences[i].count == 0) LongConvForward<T, A>{a, s, none}.final_state({0, int(s.channels)}, i);
+    if (s.sequences[i].count == 0) LongConvForward<T, A, 8>{a, s, none}.final_state({0, int(s.channels)}, i);
 }
 
 }  // namespace detail
@@ -122,9 +122,8 @@ Status long_conv(const LongConvArgs<T>& a, const E& executor = {}) {
   if (Status s = check(a); !s.ok()) return s;
   const LongConvShape shape = long_conv_shape(a);
   if (Status s = check_offsets(shape.sequences); !s.ok()) return s;
-  for (const auto& same :
-       detail::sequence_classes<A>(shape, detail::needs_state(a), LongConvPolicyConstant<P>::value)) {
-    const detail::LongConvForward<T, A> pass{a, shape, same.form};
+  for (const auto& same : detail::sequence_classes<A, P>(shape, detail::needs_state(a))) {
+    const detail::LongConvForward<T, A, P.eighths> pass{a, shape, same.form};
     const Index runs = detail::forward_runs<A>(shape, Index(same.members.size()), executor);
     detail::with_kernel<A>(same.form, a.taps, a.back_taps, runs, executor, [&](const auto& kernel_of) {
       detail::run_long_conv(pass, same.members, runs, kernel_of, executor);
@@ -136,14 +135,15 @@ Status long_conv(const LongConvArgs<T>& a, const E& executor = {}) {
 
 /// The same with a kernel that was transformed before; `taps` and `back_taps` of the arguments are not read. Every sequence
 /// costs what the spectrum was made for.
-template <Element T, Executor E = DefaultExecutor>
-Status long_conv(const LongConvArgs<T>& a, const KernelSpectrum<Accumulator<T>>& spectrum, const E& executor = {}) {
+template <Element T, int Eighths, Executor E = DefaultExecutor>
+Status long_conv(const LongConvArgs<T>& a, const KernelSpectrum<Accumulator<T>, Eighths>& spectrum,
+                 const E& executor = {}) {
   using A = Accumulator<T>;
   if (Status s = detail::check_with(a, spectrum); !s.ok()) return s;
   const LongConvShape shape = detail::shape_with(a, spectrum);
   const std::vector<Index> members = detail::sequences_with_tokens(shape);
   detail::run_long_conv(
-      detail::LongConvForward<T, A>{a, shape, spectrum.form()}, members,
+      detail::LongConvForward<T, A, Eighths>{a, shape, spectrum.form()}, members,
       detail::forward_runs<A>(shape, Index(members.size()), executor), [&](Index g, int) { return spectrum.group(g); },
       executor);
   detail::final_states_without_tokens<A>(a, shape);

@@ -11,22 +11,23 @@ namespace detail {
 /// sum += g conj(x), and then what `next` does to g. `First`: there is no sum yet, and it may take the input's place.
 template <class A, bool First, class Next>
 struct SumCorrelation {
+  static constexpr unsigned kept = Next::kept;
   const A* input = nullptr;
   A* sum = nullptr;
   Next next;
 
   CHELA_ALWAYS_INLINE void begin(Index row) { next.begin(row); }
   CHELA_ALWAYS_INLINE void fetch_ahead() { next.fetch_ahead(); }
-  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& g, Index row) const {
+  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& g, Index row, int e) const {
     using namespace Eigen::internal;
-    const ComplexLanes<A> x = load_point<A>(input + row * point_size<A>);
+    const ComplexLanes<A> x = load_point<A>(input + (row + e) * point_size<A>);
     ComplexLanes<A> s = times_conjugate(g, x);
     if constexpr (!First) {
-      const ComplexLanes<A> before = load_point<A>(sum + row * point_size<A>);
+      const ComplexLanes<A> before = load_point<A>(sum + (row + e) * point_size<A>);
       s = {padd(s.re, before.re), padd(s.im, before.im)};
     }
-    store_point(sum + row * point_size<A>, s);
-    next(g, row);
+    store_point(sum + (row + e) * point_size<A>, s);
+    next(g, row, e);
   }
 };
 
@@ -60,20 +61,20 @@ struct BackwardScratch {
 };
 
 /// Gradients of one group of channels, with a kernel at hand.
-template <class T, class A>
+template <class T, class A, int Eighths>
 struct LongConvBackward {
   const LongConvBackwardArgs<T>& a;
   const LongConvShape& s;
-  const KernelForm<A>& form;
+  const KernelForm<A, Eighths>& form;
 
   bool wants_kernel() const { return a.grad_taps.present() || a.grad_back_taps.present() || a.grad_skip.present(); }
   bool wants_input() const { return a.grad_x.present() || a.grad_initial_state.present(); }
   bool in_blocks() const { return form.choice.method == LongConvMethod::blocks; }
 
   Index part_size() const {
-    return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.size();
+    return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.work_size();
   }
-  Index sum_size() const { return form.size(); }
+  Index sum_size() const { return form.direct() ? form.size() : form.work_size(); }
   BackwardScratch<A> part(A* memory) const { return {memory, memory + part_size(), memory + 2 * part_size()}; }
 
   TensorView<T, 2> grad_rows(Index i) const {
@@ -100,7 +101,7 @@ struct LongConvBackward {
     const auto history = history_rows(a.initial_state, i, form.lags);
     const Index tokens = x.extents[0], block = in_blocks() ? form.plan.points() : tokens,
                 count = ceil_div(tokens, block);
-    const TimesKernel<A, true> times_kernel{kernel, skip_lanes(a.skip, group, form.plan.points())};
+    const TimesKernel<A, true, Eighths> times_kernel{kernel, skip_lanes(a.skip, group, form.plan.points())};
     if (alone && count == 1) scratch.input = sum;
     if (in_blocks()) std::fill_n(scratch.carry, block * lanes_of<A>, A(0));
     for (Index k = count - 1; k >= 0; --k) {
@@ -224,7 +225,7 @@ struct LongConvBackward {
     if (form.direct()) {
       behind = sum + direct_margin * lanes, ahead = behind + back * lanes;
     } else {
-      transform_back(form.plan, sum, Points<A>{sum});
+      transform_back(form.plan, sum, Points<A>{sum}, KeepPoints<kept_points(Eighths)>{});
       const A factor = A(1) / A(form.plan.points());
       behind = sum + (form.plan.points() - back) * point_size<A> + lanes;
       scale_packets(behind, back, -factor);
@@ -246,8 +247,8 @@ struct LongConvBackward {
 };
 
 /// `add`: the gradients of the kernel are added to what is there.
-template <class T, class A, class KernelOf, Executor E>
-void run_long_conv_backward(const LongConvBackward<T, A>& pass, const std::vector<Index>& members, Index runs,
+template <class T, class A, int Eighths, class KernelOf, Executor E>
+void run_long_conv_backward(const LongConvBackward<T, A, Eighths>& pass, const std::vector<Index>& members, Index runs,
                             const KernelOf& kernel_of, bool add, const E& executor) {
   const Index groups = channel_groups<A>(pass.s.channels), part = 3 * pass.part_size(), size = pass.sum_size();
   const Scratch<A> scratch(executor.workers() * part);
@@ -276,7 +277,7 @@ void gradients_without_tokens(const LongConvBackwardArgs<T>& a, const LongConvSh
   const KernelForm<A> none;
   const ChannelGroup all{0, int(s.channels)};
   for (Index i = 0; i < s.sequences.size(); ++i)
-    if (s.sequences[i].count == 0) LongConvBackward<T, A>{a, s, none}.states(all, i);
+    if (s.sequences[i].count == 0) LongConvBackward<T, A, 8>{a, s, none}.states(all, i);
   if (!no_tokens) return;
   if (a.grad_taps.present()) zero_rows<A>(transposed(a.grad_taps, 0, 1), all);
   if (a.grad_back_taps.present()) zero_rows<A>(transposed(a.grad_back_taps, 0, 1), all);
@@ -292,9 +293,9 @@ Status long_conv_backward(const LongConvBackwardArgs<T>& a, const E& executor = 
   if (Status s = check(a); !s.ok()) return s;
   const LongConvShape shape = long_conv_shape(a);
   if (Status s = check_offsets(shape.sequences); !s.ok()) return s;
-  const auto classes = detail::sequence_classes<A>(shape, detail::needs_state(a), LongConvPolicyConstant<P>::value);
+  const auto classes = detail::sequence_classes<A, P>(shape, detail::needs_state(a));
   for (const auto& same : classes) {
-    const detail::LongConvBackward<T, A> pass{a, shape, same.form};
+    const detail::LongConvBackward<T, A, P.eighths> pass{a, shape, same.form};
     const Index runs = detail::backward_runs<A>(shape, Index(same.members.size()));
     detail::with_kernel<A>(same.form, a.taps, a.back_taps, runs, executor, [&](const auto& kernel_of) {
       detail::run_long_conv_backward(pass, same.members, runs, kernel_of, &same != &classes.front(), executor);
@@ -305,8 +306,8 @@ Status long_conv_backward(const LongConvBackwardArgs<T>& a, const E& executor = 
 }
 
 /// The same with a kernel that was transformed before; `taps` and `back_taps` of the arguments are not read.
-template <Element T, Executor E = DefaultExecutor>
-Status long_conv_backward(const LongConvBackwardArgs<T>& a, const KernelSpectrum<Accumulator<T>>& spectrum,
+template <Element T, int Eighths, Executor E = DefaultExecutor>
+Status long_conv_backward(const LongConvBackwardArgs<T>& a, const KernelSpectrum<Accumulator<T>, Eighths>& spectrum,
                           const E& executor = {}) {
   using A = Accumulator<T>;
   if (Status s = detail::check_with(a, spectrum); !s.ok()) return s;
@@ -314,7 +315,7 @@ Status long_conv_backward(const LongConvBackwardArgs<T>& a, const KernelSpectrum
   const std::vector<Index> members = detail::sequences_with_tokens(shape);
   if (!members.empty())
     detail::run_long_conv_backward(
-        detail::LongConvBackward<T, A>{a, shape, spectrum.form()}, members,
+        detail::LongConvBackward<T, A, Eighths>{a, shape, spectrum.form()}, members,
         detail::backward_runs<A>(shape, Index(members.size())), [&](Index g, int) { return spectrum.group(g); }, false,
         executor);
   detail::gradients_without_tokens<A>(a, shape, members.empty());

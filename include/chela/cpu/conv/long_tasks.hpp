@@ -31,17 +31,19 @@ class SpectrumAhead {
   const A *spectrum_, *next_, *limit_;
 };
 
-/// Multiplies by the kernel's spectrum plus the skip, or by the conjugate of that.
-template <class A, bool Conjugate>
+/// Multiplies by the kernel's spectrum plus the skip, or by the conjugate of that, at the kept points.
+template <class A, bool Conjugate, int Eighths = 8>
 struct TimesKernel {
+  static constexpr unsigned kept = kept_points(Eighths);
   const A* kernel = nullptr;
   LanePacket<A> skip = {};
   SpectrumAhead<A> ahead{kernel};
 
-  CHELA_ALWAYS_INLINE void begin(Index row) { ahead.begin(row); }
+  CHELA_ALWAYS_INLINE void begin(Index row) { ahead.begin(row / 8 * Eighths); }
   CHELA_ALWAYS_INLINE void fetch_ahead() { ahead.fetch(); }
-  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& x, Index row) const {
-    ComplexLanes<A> k = load_point<A>(kernel + row * point_size<A>);
+  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>& x, Index row, int e) const {
+    if (!(kept >> e & 1)) return;
+    ComplexLanes<A> k = load_point<A>(kernel + (row / 8 * Eighths + kept_place(kept, e)) * point_size<A>);
     k.re = Eigen::internal::padd(k.re, skip);
     x = Conjugate ? times_conjugate(x, k) : times(x, k);
   }
@@ -118,15 +120,16 @@ struct LongConvTask {
 };
 
 /// Sequences, by their places in the batch, that one kernel form serves.
-template <class A>
+template <class A, int Eighths>
 struct SequenceClass {
-  KernelForm<A> form;
+  KernelForm<A, Eighths> form;
   std::vector<Index> members;
 };
 
 /// Sequences without tokens belong to no class. In the order in which the choices first come up.
-template <class A>
-std::vector<SequenceClass<A>> sequence_classes(const LongConvShape& s, bool with_state, const LongConvPolicy& policy) {
+template <class A, LongConvPolicy P>
+std::vector<SequenceClass<A, P.eighths>> sequence_classes(const LongConvShape& s, bool with_state) {
+  constexpr LongConvPolicy policy = LongConvPolicyConstant<P>::value;
   struct Found {
     LongConvChoice choice;
     Index longest;
@@ -143,10 +146,11 @@ std::vector<SequenceClass<A>> sequence_classes(const LongConvShape& s, bool with
     at->longest = std::max(at->longest, tokens);
     at->members.push_back(i);
   }
-  std::vector<SequenceClass<A>> classes;
+  std::vector<SequenceClass<A, P.eighths>> classes;
   for (Found& f : found)
-    classes.push_back({KernelForm<A>(f.choice, lags_in_use(s.taps, s.back_taps, f.longest, with_state, policy)),
-                       std::move(f.members)});
+    classes.push_back(
+        {KernelForm<A, P.eighths>(f.choice, lags_in_use(s.taps, s.back_taps, f.longest, with_state, policy)),
+         std::move(f.members)});
   return classes;
 }
 
@@ -158,8 +162,8 @@ inline std::vector<Index> sequences_with_tokens(const LongConvShape& s) {
 }
 
 /// Whether a spectrum made earlier serves this call.
-template <class A>
-Status check_spectrum(const KernelSpectrum<A>& k, const LongConvShape& s, bool needs_state) {
+template <class A, int Eighths>
+Status check_spectrum(const KernelSpectrum<A, Eighths>& k, const LongConvShape& s, bool needs_state) {
   return first_failure(
       k.status(),
       require(k.channels() == s.channels, Code::bad_shape, "the kernel's spectrum must have as many channels as x"),
@@ -179,8 +183,8 @@ inline Status check_sequences(const SequenceBatch& sequences, Index most_tokens)
   return {};
 }
 
-template <class Args, class A>
-LongConvShape shape_with(const Args& a, const KernelSpectrum<A>& k) {
+template <class Args, class A, int Eighths>
+LongConvShape shape_with(const Args& a, const KernelSpectrum<A, Eighths>& k) {
   return {a.x.extents[0], a.x.extents[1], a.x.extents[2],
           k.taps(),       k.back_taps(),  {a.x.extents[0], a.x.extents[1], a.cu_seqlens}};
 }
@@ -188,9 +192,9 @@ LongConvShape shape_with(const Args& a, const KernelSpectrum<A>& k) {
 /// Calls `use(kernel_of)` for a kernel that this call alone needs; `kernel_of(group, worker)` is that group's, good until the
 /// worker asks for another. With one run a group is met once, and its kernel is made on the way and stays in the caches; with
 /// several there are few groups, and all are made before.
-template <class A, Executor E, class Use>
-void with_kernel(const KernelForm<A>& form, TensorView<const A, 2> taps, TensorView<const A, 2> back_taps, Index runs,
-                 const E& executor, const Use& use) {
+template <class A, int Eighths, Executor E, class Use>
+void with_kernel(const KernelForm<A, Eighths>& form, TensorView<const A, 2> taps, TensorView<const A, 2> back_taps,
+                 Index runs, const E& executor, const Use& use) {
   const Index channels = taps.extents[0], size = form.size(), groups = channel_groups<A>(channels);
   const Scratch<A> kernels((runs > 1 ? groups : Index(executor.workers())) * size);
   const auto make = [&](Index g, Index place) {
@@ -213,8 +217,8 @@ constexpr bool needs_state(const LongConvBackwardArgs<T>& a) {
 }
 
 /// Every refusal of a call with a spectrum made earlier.
-template <class Args, class A>
-Status check_with(const Args& a, const KernelSpectrum<A>& spectrum) {
+template <class Args, class A, int Eighths>
+Status check_with(const Args& a, const KernelSpectrum<A, Eighths>& spectrum) {
   const LongConvShape shape = shape_with(a, spectrum);
   if (Status s =
           first_failure(check_spectrum(spectrum, shape, needs_state(a)), chela::detail::check_long_conv(a, shape));

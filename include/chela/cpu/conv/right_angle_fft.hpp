@@ -9,7 +9,8 @@
 //   convolve           rows -> spectrum -> middle(point, row) -> rows, without a spectrum in between
 //
 // Sources have `is_real` and `load(row)`, sinks have `store(row, point)`, both `fetch(row)`. A middle is called with each point
-// of the spectrum, in registers, and its place in tree order; `begin(row)` comes before each innermost block, and
+// of the spectrum, in registers, and its place in tree order: the row of its innermost block, and the point in it. The points
+// not in the mask `kept` are zero for the inverse pass. `begin(row)` comes before each innermost block, and
 // `fetch_ahead()` at every few points of every pass below the outermost, to spread what the middle reads over all the work.
 #include <type_traits>
 
@@ -60,13 +61,20 @@ struct Points {
   CHELA_ALWAYS_INLINE void fetch(Index) const {}
 };
 
-/// Leaves the spectrum as it is.
-struct KeepSpectrum {
+/// Every point of an innermost block.
+inline constexpr unsigned all_points = 0xff;
+
+/// Leaves the spectrum as it is, at these points of each innermost block.
+template <unsigned Kept>
+struct KeepPoints {
+  static constexpr unsigned kept = Kept;
   CHELA_ALWAYS_INLINE void begin(Index) const {}
   CHELA_ALWAYS_INLINE void fetch_ahead() const {}
   template <class A>
-  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>&, Index) const {}
+  CHELA_ALWAYS_INLINE void operator()(ComplexLanes<A>&, Index, int) const {}
 };
+
+using KeepSpectrum = KeepPoints<all_points>;
 
 /// Of node n; `tree` holds the twiddles of the tree of twos it belongs to.
 template <int Radix, class A>
@@ -175,8 +183,8 @@ void walk_middle(const A* tree, Index node, Index row, A* block, Middle& middle)
   for (int e = 0; e < points; ++e) x[e] = load_point<A>(block + e * point_size<A>);
   if constexpr (W != Walk::inverse) forward_radix<points, false>(x, node_twiddles<points>(tree, node));
   CHELA_UNROLL
-  for (int e = 0; e < points; ++e) middle(x[e], row + e);
-  if constexpr (W != Walk::forward) inverse_innermost(x);
+  for (int e = 0; e < points; ++e) middle(x[e], row, e);
+  if constexpr (W != Walk::forward) inverse_innermost<Middle::kept>(x);
   CHELA_UNROLL
   for (int e = 0; e < points; ++e) store_point(block + e * point_size<A>, x[e]);
 }
@@ -264,9 +272,9 @@ void transform(const RightAnglePlan<A>& plan, const Source& source, A* work, con
 }
 
 /// N times the rows whose spectrum is in `work`, which is overwritten.
-template <class A, class Sink>
-void transform_back(const RightAnglePlan<A>& plan, A* work, const Sink& sink) {
-  walk_all<Walk::inverse>(plan, work, KeepSpectrum{});
+template <class A, class Sink, class Middle = KeepSpectrum>
+void transform_back(const RightAnglePlan<A>& plan, A* work, const Sink& sink, const Middle& middle = {}) {
+  walk_all<Walk::inverse>(plan, work, middle);
   last_pass(plan, work, sink);
 }
 
