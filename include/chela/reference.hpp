@@ -7,6 +7,6 @@
 #include "chela/reference/kernels.hpp"
 #include "chela/reference/l2_norm.hpp"
 #include "chela/reference/linear.hpp"
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "chela/reference/short.hpp"
 #include "chela/reference/short_long.hpp"

@@ -8,6 +8,9 @@
 //
 //   th_1 = 1/4     th_{2n} = th_n / 2     th_{2n+1} = th_n / 2 + 1/2     twiddle(n) = exp(i pi th_n)
 //
+// N is 2^a or an odd number R up to 9 times 2^a. Then the root splits R ways first, into x^{N/R} - exp(2 pi i th) with
+// th = (1/4 + k) / R, and a tree of twos hangs from each.
+//
 // Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied by
 // N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
 #include <algorithm>
@@ -27,16 +30,34 @@ constexpr Index right_angle_least_points(Index tokens, Index taps, Index back_ta
   return std::max({tokens, taps, ceil_div(tokens + taps - 1 + ahead, 2)});
 }
 
+/// Points of a transform: `odd` times a power of two.
+struct RightAngleSize {
+  Index points = 0;
+  int odd = 1;
+};
+
+/// The least size that is enough. What hangs from an odd root is one innermost block of 8, or has a pass above it.
+constexpr RightAngleSize right_angle_size(Index at_least) {
+  constexpr Index least = 32, middle = 8;
+  Index power = least;
+  while (power < at_least) power *= 2;
+  for (int odd : {9, 5, 3, 7}) {  // 9/16, 5/8, 3/4 and 7/8 of the power of two
+    const Index part = power / (odd > 8 ? 16 : odd > 4 ? 8 : 4);
+    if (part * odd >= at_least && part * odd > least && part >= middle && part != 2 * middle) return {part * odd, odd};
+  }
+  return {power, 1};
+}
+
 /// One complex transform: which radices, at which strides, with which twiddles. Immutable; one plan serves all threads.
 template <class A>
 class RightAnglePlan {
  public:
   /// The innermost block, which forward pass, product and inverse pass share without leaving the registers.
   static constexpr int middle = 8;
-  static constexpr Index least_points = 32;
 
-  /// A pass over blocks of radix * stride points. The inverse pass reads radix twiddle values (re, im pairs) per position:
-  /// exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h is the stride.
+  /// A pass over blocks of radix * stride points. The inverse pass of radix 4 or 8 reads radix twiddle values (re, im pairs) per
+  /// position: exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h is the stride. The
+  /// outermost pass may be odd; then the twiddles are exp(-2 pi i k j / N) for k from 1 to radix - 1.
   struct Pass {
     int radix = 0;
     Index stride = 0;
@@ -47,7 +68,8 @@ class RightAnglePlan {
 
   /// At least `at_least` points. Radix 8 needs some 24 registers; `largest_radix` 4 suits machines with 16.
   explicit RightAnglePlan(Index at_least, int largest_radix = 8) {
-    while (points_ < at_least) points_ *= 2, ++levels_;
+    const RightAngleSize size = right_angle_size(at_least);
+    points_ = size.points, odd_ = size.odd;
     const std::vector<double> quarter = quarter_circle();
     fill_node_twiddles(quarter);
     fill_passes(quarter, largest_radix);
@@ -60,8 +82,12 @@ class RightAnglePlan {
   const Pass& pass(int i) const { return passes_[std::size_t(i)]; }
   const A* inverse_twiddles(const Pass& pass) const { return inverse_twiddles_.data() + pass.twiddles; }
 
-  /// exp(i pi th_n) as (re, im).
-  const A* twiddle(Index node) const { return node_twiddles_.data() + 2 * node; }
+  /// The twiddles exp(i pi th_n) as (re, im) at 2 n of every node n of the tree of twos; with an odd root, of its child's.
+  const A* tree(Index child = 0) const { return node_twiddles_.data() + child * (2 * points_ / odd_); }
+
+  /// exp(2 pi i k / odd radix) and exp(2 pi i k / 4 odd radix) as (re, im), k from 0 to the radix - 1.
+  const A* odd_circle() const { return odd_roots_.data(); }
+  const A* odd_angles() const { return odd_roots_.data() + 2 * odd_; }
 
   /// exp(i pi row / 2N) as (re, im).
   const A* output_weight(Index row) const { return output_weights_.data() + 2 * row; }
@@ -74,22 +100,26 @@ class RightAnglePlan {
   /// exp(2 pi i k / 4N) for k < N, as (re, im) pairs: products of two short tables, each straight from sine and cosine.
   std::vector<double> quarter_circle() const {
     const double angle = std::acos(-1.0) / double(2 * points_);
-    const Index fine = Index(1) << (levels_ / 2), coarse = points_ / fine;
+    Index fine = 1;
+    while (fine * fine < points_) fine *= 2;
     std::vector<Root> step;
     for (Index k = 0; k < fine; ++k) step.push_back({std::cos(angle * double(k)), std::sin(angle * double(k))});
     std::vector<double> roots(std::size_t(2 * points_));
-    double* to = roots.data();
-    for (Index c = 0; c < coarse; ++c) {
-      const double re = std::cos(angle * double(c * fine)), im = std::sin(angle * double(c * fine));
-      for (const Root& s : step) *to++ = re * s.re - im * s.im, *to++ = re * s.im + im * s.re;
+    for (Index k = 0; k < points_; k += fine) {
+      const double re = std::cos(angle * double(k)), im = std::sin(angle * double(k));
+      double* to = roots.data() + 2 * k;
+      for (Index i = 0; i < std::min(fine, points_ - k); ++i) {
+        const Root& s = step[std::size_t(i)];
+        *to++ = re * s.re - im * s.im, *to++ = re * s.im + im * s.re;
+      }
     }
     return roots;
   }
 
   /// exp(2 pi i k / 4N) for any k >= 0.
   Root root(const std::vector<double>& quarter, Index k) const {
-    const double* r = quarter.data() + 2 * (k & (points_ - 1));
-    switch ((k >> levels_) & 3) {
+    const double* r = quarter.data() + 2 * (k % points_);
+    switch ((k / points_) & 3) {
       case 0:
         return {r[0], r[1]};
       case 1:
@@ -101,29 +131,44 @@ class RightAnglePlan {
     }
   }
 
+  static void put(std::vector<A>& to, const Root& r) { to.push_back(A(r.re)), to.push_back(A(r.im)); }
+
   void fill_node_twiddles(const std::vector<double>& quarter) {
-    std::vector<Index> turn(std::size_t(points_), points_ / 2);  // th_n in units of 1 / 2N
-    node_twiddles_.resize(std::size_t(2 * points_));
-    for (Index n = 1; n < points_; ++n) {
-      if (n > 1) turn[std::size_t(n)] = turn[std::size_t(n / 2)] / 2 + (n & 1) * points_;
-      const Root r = root(quarter, turn[std::size_t(n)]);
-      node_twiddles_[std::size_t(2 * n)] = A(r.re), node_twiddles_[std::size_t(2 * n + 1)] = A(r.im);
+    const Index part = points_ / odd_;
+    std::vector<Index> turn(std::size_t(part), 0);  // th_n in units of 1 / 2N
+    node_twiddles_.reserve(std::size_t(2 * points_));
+    for (int child = 0; child < odd_; ++child) {
+      put(node_twiddles_, {0, 0});  // nodes are counted from 1
+      turn[1] = part / 2 + 2 * part * child;
+      for (Index n = 1; n < part; ++n) {
+        if (n > 1) turn[std::size_t(n)] = turn[std::size_t(n / 2)] / 2 + (n & 1) * points_;
+        put(node_twiddles_, root(quarter, turn[std::size_t(n)]));
+      }
     }
+    for (int k = 0; k < odd_; ++k) put(odd_roots_, root(quarter, 4 * part * k));
+    for (int k = 0; k < odd_; ++k) put(odd_roots_, root(quarter, part * k));
   }
 
   void fill_passes(const std::vector<double>& quarter, int largest_radix) {
-    const int levels = levels_ - 3;  // those above the innermost block: eights first, then fours
+    const auto append = [&](Index order, Index j) {
+      const Root r = root(quarter, j * (4 * points_ / order));
+      put(inverse_twiddles_, {r.re, -r.im});
+    };
+    Index block = points_;
+    if (odd_ > 1) {
+      block /= odd_;
+      passes_.push_back({odd_, block, 0});
+      for (Index j = 0; j < block; ++j)
+        for (int k = 1; k < odd_; ++k) append(points_, k * j);
+    }
+    int levels = -3;  // those above the innermost block: eights first, then fours
+    for (Index b = block; b > 1; b /= 2) ++levels;
     const int fours = largest_radix >= 8 ? (3 - levels % 3) % 3 : (levels - 3 * (levels % 2)) / 2;
     const int eights = (levels - 2 * fours) / 3;
-    Index block = points_;
     for (int p = 0; p < eights + fours; ++p) {
       Pass pass{p < eights ? 8 : 4};
       pass.stride = block / pass.radix;
       pass.twiddles = Index(inverse_twiddles_.size());
-      const auto append = [&](Index order, Index j) {
-        const Root r = root(quarter, j * (4 * points_ / order));
-        inverse_twiddles_.push_back(A(r.re)), inverse_twiddles_.push_back(A(-r.im));
-      };
       for (Index j = 0, h = pass.stride; j < h; ++j) {
         append(2 * h, j), append(4 * h, j);
         if (pass.radix == 8) append(8 * h, j), append(8 * h, j + h);
@@ -133,9 +178,9 @@ class RightAnglePlan {
     }
   }
 
-  Index points_ = least_points;
-  int levels_ = 5;
-  std::vector<A> node_twiddles_, inverse_twiddles_, output_weights_;
+  Index points_ = 0;
+  int odd_ = 1;
+  std::vector<A> node_twiddles_, odd_roots_, inverse_twiddles_, output_weights_;
   std::vector<Pass> passes_;
 };
 

@@ -6,7 +6,7 @@
 
 #include "chela/core/tensor.hpp"
 #include "chela/reference/linear.hpp"
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "chela/reference/short.hpp"
 
 namespace chela::reference {

@@ -1,7 +1,7 @@
 #pragma once
 // The short-long convolution in double: the two references one after the other, and backwards. Shapes as in
 // chela/conv/short_long.hpp; absent views are zero.
-#include "chela/reference/long_conv.hpp"
+#include "chela/reference/long.hpp"
 #include "chela/reference/short.hpp"
 
 namespace chela::reference {

@@ -69,81 +69,93 @@ CHELA_ALWAYS_INLINE void transpose_square(const LaneScalar<P>* from, Index from_
 template <class A>
 inline constexpr Index line_of = 64 / Index(sizeof(A));
 
-/// `lanes_of<A>` runs of `count` elements, `from_stride` apart, become packets `to_stride` apart. Returns how many: the last
-/// few are left to the caller. Squares have at most four lanes, which fit the registers of any machine.
-template <class A, class P = LanePacket<A>>
-Index interleave_runs(const A* from, Index from_stride, Index count, A* to, Index to_stride) {
+/// Which way channels move: from the caller's rows to packets, or back.
+enum class Move { gather, scatter };
+
+/// `lanes_of<A>` runs of `count` elements, `run_stride` apart, become packets `packet_stride` apart, or the other way round.
+/// Returns how many: the last few are left to the caller. Squares have at most four lanes, which fit the registers of any
+/// machine.
+template <Move M, class A, class P = LanePacket<A>, class Run, class Packet>
+Index move_runs(Run* runs, Index run_stride, Index count, Packet* packets, Index packet_stride) {
   constexpr int side = lane_count<P>;
   if constexpr (side > 4) {
-    return interleave_runs<A, typename Eigen::internal::unpacket_traits<P>::half>(from, from_stride, count, to,
-                                                                                  to_stride);
+    return move_runs<M, A, typename Eigen::internal::unpacket_traits<P>::half>(runs, run_stride, count, packets,
+                                                                               packet_stride);
   } else {
     const Index whole = count / side * side;
     for (Index begin = 0; begin < whole; begin += line_of<A>)
       for (int lane = 0; lane < lanes_of<A>; lane += side)
-        for (Index r = begin; r < std::min(whole, begin + line_of<A>); r += side)
-          transpose_square<P>(from + lane * from_stride + r, from_stride, to + r * to_stride + lane, to_stride);
+        for (Index r = begin; r < std::min(whole, begin + line_of<A>); r += side) {
+          auto* run = runs + lane * run_stride + r;
+          auto* packet = packets + r * packet_stride + lane;
+          if constexpr (M == Move::gather)
+            transpose_square<P>(run, run_stride, packet, packet_stride);
+          else
+            transpose_square<P>(packet, packet_stride, run, run_stride);
+        }
     return whole;
   }
 }
 
-/// The way back: packets `from_stride` apart become runs `to_stride` apart.
-template <class A, class P = LanePacket<A>>
-Index separate_runs(const A* from, Index from_stride, Index count, A* to, Index to_stride) {
-  constexpr int side = lane_count<P>;
-  if constexpr (side > 4) {
-    return separate_runs<A, typename Eigen::internal::unpacket_traits<P>::half>(from, from_stride, count, to,
-                                                                                to_stride);
-  } else {
-    const Index whole = count / side * side;
-    for (Index begin = 0; begin < whole; begin += line_of<A>)
-      for (int lane = 0; lane < lanes_of<A>; lane += side)
-        for (Index r = begin; r < std::min(whole, begin + line_of<A>); r += side)
-          transpose_square<P>(from + r * from_stride + lane, from_stride, to + lane * to_stride + r, to_stride);
-    return whole;
-  }
-}
-
-/// Copies a group's channels of `rows`, [row, channel], to packets `to_stride` elements apart. Lanes without a channel get 0.
-template <class A, class T>
-void gather_group(TensorView<T, 2> rows, ChannelGroup group, A* to, Index to_stride) {
+/// Moves a group's channels between `rows`, [row, channel], and packets `stride` elements apart.
+template <Move M, class A, class T, class Packet>
+void move_group(TensorView<T, 2> rows, ChannelGroup group, Packet* packets, Index stride) {
   constexpr int lanes = lanes_of<A>;
   const Index count = rows.extents[0], row_stride = rows.strides[0], lane_stride = rows.strides[1];
   if (count == 0) return;
-  auto* from = rows.data + group.first * lane_stride;
+  T* first = rows.data + group.first * lane_stride;
   Index r = 0;
   if (group.lanes == lanes && lane_stride == 1) {
-    for (; r < count; ++r)
-      Eigen::internal::pstoreu(to + r * to_stride, load_lanes<LanePacket<A>>(from + r * row_stride));
+    for (; r < count; ++r) {
+      if constexpr (M == Move::gather)
+        Eigen::internal::pstoreu(packets + r * stride, load_lanes<LanePacket<A>>(first + r * row_stride));
+      else
+        store_lanes(first + r * row_stride, Eigen::internal::ploadu<LanePacket<A>>(packets + r * stride));
+    }
     return;
   }
   if constexpr (std::is_same_v<std::remove_const_t<T>, A>) {
-    if (group.lanes == lanes && row_stride == 1) r = interleave_runs<A>(from, lane_stride, count, to, to_stride);
+    if (group.lanes == lanes && row_stride == 1) r = move_runs<M, A>(first, lane_stride, count, packets, stride);
   }
   for (; r < count; ++r)
-    for (int lane = 0; lane < lanes; ++lane)
-      to[r * to_stride + lane] = lane < group.lanes ? static_cast<A>(from[r * row_stride + lane * lane_stride]) : A(0);
+    for (int lane = 0; lane < lanes; ++lane) {
+      T* at = first + r * row_stride + lane * lane_stride;
+      auto& packet_lane = packets[r * stride + lane];
+      if constexpr (M == Move::gather)
+        packet_lane = lane < group.lanes ? static_cast<A>(*at) : A(0);
+      else if (lane < group.lanes)
+        *at = static_cast<T>(packet_lane);
+    }
+}
+
+/// Copies a group's channels of `rows` to packets. Lanes without a channel get 0.
+template <class A, class T>
+void gather_group(TensorView<T, 2> rows, ChannelGroup group, A* to, Index to_stride) {
+  move_group<Move::gather, A>(rows, group, to, to_stride);
 }
 
 /// The way back: `rows` get the packets.
 template <class A, class T>
 void scatter_group(const A* from, Index from_stride, TensorView<T, 2> rows, ChannelGroup group) {
+  move_group<Move::scatter, A>(rows, group, from, from_stride);
+}
+
+/// packets += factor * rows, packets `stride` elements apart.
+template <class A, class T>
+void add_group(TensorView<T, 2> rows, ChannelGroup group, A factor, A* packets, Index stride) {
+  using namespace Eigen::internal;
   constexpr int lanes = lanes_of<A>;
-  const Index count = rows.extents[0], row_stride = rows.strides[0], lane_stride = rows.strides[1];
-  if (count == 0) return;
-  T* to = rows.data + group.first * lane_stride;
-  Index r = 0;
-  if (group.lanes == lanes && lane_stride == 1) {
-    for (; r < count; ++r)
-      store_lanes(to + r * row_stride, Eigen::internal::ploadu<LanePacket<A>>(from + r * from_stride));
-    return;
+  constexpr Index tile = 32;
+  A values[tile * lanes];
+  const LanePacket<A> f = pset1<LanePacket<A>>(factor);
+  for (Index begin = 0; begin < rows.extents[0]; begin += tile) {
+    const Index count = std::min(tile, rows.extents[0] - begin);
+    gather_group<A>(run(rows, 0, begin, count), group, values, lanes);
+    for (Index r = 0; r < count; ++r) {
+      A* at = packets + (begin + r) * stride;
+      pstoreu(at, pmadd(f, ploadu<LanePacket<A>>(values + r * lanes), ploadu<LanePacket<A>>(at)));
+    }
   }
-  if constexpr (std::is_same_v<T, A>) {
-    if (group.lanes == lanes && row_stride == 1) r = separate_runs<A>(from, from_stride, count, to, lane_stride);
-  }
-  for (; r < count; ++r)
-    for (int lane = 0; lane < group.lanes; ++lane)
-      to[r * row_stride + lane * lane_stride] = static_cast<T>(from[r * from_stride + lane]);
 }
 
 /// Multiplies the first packet of each of `count` points by `factor`.

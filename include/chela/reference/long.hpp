@@ -42,13 +42,15 @@ inline void long_conv(TensorView<const double, 3> x, TensorView<const double, 2>
     }
 }
 
-/// Every gradient is written; those of back taps, skip and initial state only where present.
+/// Every gradient is written; those of back taps, skip and initial state only where present. `grad_final_state`, where present,
+/// flows to the inputs that the final state is made of.
 inline void long_conv_backward(TensorView<const double, 3> x, TensorView<const double, 2> taps,
                                TensorView<const double, 2> back_taps, TensorView<const double, 1> skip,
                                TensorView<const double, 3> initial_state, TensorView<const double, 3> grad_y,
                                TensorView<double, 3> grad_x, TensorView<double, 2> grad_taps,
                                TensorView<double, 2> grad_back_taps, TensorView<double, 1> grad_skip,
-                               TensorView<double, 3> grad_initial_state) {
+                               TensorView<double, 3> grad_initial_state,
+                               TensorView<const double, 3> grad_final_state = {}) {
   const Index batch = x.extents[0], tokens = x.extents[1], channels = x.extents[2], history = taps.extents[1] - 1;
   const Index ahead = back_taps.present() ? back_taps.extents[1] : 0;
   for (Index d = 0; d < channels; ++d) {
@@ -61,6 +63,7 @@ inline void long_conv_backward(TensorView<const double, 3> x, TensorView<const d
         double sum = 0;
         for (Index t = std::max<Index>(0, s - ahead); t < std::min(tokens, s + history + 1); ++t)
           sum += kernel(t - s) * grad_y(b, t, d);
+        if (grad_final_state.present() && s >= tokens - history) sum += grad_final_state(b, s - tokens + history, d);
         if (s >= 0)
           grad_x(b, s, d) = sum;
         else if (grad_initial_state.present())
