@@ -279,7 +279,7 @@ TEST_CASE_TEMPLATE("strides and the number of workers change nothing, bit for bi
                                                      .final_state = as_seen(final_state),
                                                      .log_decay = as_seen(log_decay)};
   if (p.delta) args.beta = as_seen(beta);
-  REQUIRE(cpu::linear_attention<chunked>(args, OpenMpExecutor{3}).ok());
+  REQUIRE(cpu::linear_attention<chunked>(args, DefaultExecutor{}).ok());
   CHECK(same_bits(plain.view(), as_seen(o)));
   CHECK(same_bits(plain_state.view(), as_seen(final_state)));
 }
