@@ -10,7 +10,8 @@ namespace {
 using test::nan_tensor;
 using test::random_tensor;
 
-/// Root mean square of the differences over that of the sums, at tokens near both ends and between. `got(t, d)`, `want(t, d)`.
+/// Root mean square of the differences over that of the sums, at tokens near both ends and between. `got(t, d)`,
+/// `want(t, d)`.
 template <class Got, class Want>
 double sampled_error(Index tokens, Index channels, const Got& got, const Want& want) {
   double difference = 0, norm = 0;
@@ -33,10 +34,10 @@ void check_far(Index tokens, Index taps, double most) {
   auto y = nan_tensor<float>(1, tokens, channels), grad_x = nan_tensor<float>(1, tokens, channels);
   auto grad_taps = nan_tensor<float>(channels, taps);
   REQUIRE(cpu::long_conv(LongConvArgs<float>{.x = x, .taps = kernel, .y = y}).ok());
-  REQUIRE(cpu::long_conv_backward(
-              LongConvBackwardArgs<float>{
-                  .x = x, .taps = kernel, .grad_y = grad_y, .grad_x = grad_x, .grad_taps = grad_taps})
-              .ok());
+  REQUIRE(
+      cpu::long_conv_backward(LongConvBackwardArgs<float>{
+                                  .x = x, .taps = kernel, .grad_y = grad_y, .grad_x = grad_x, .grad_taps = grad_taps})
+          .ok());
   const auto forward = [&](Index t, Index d) {
     double sum = 0;
     for (Index j = 0; j < std::min(taps, t + 1); ++j) sum += double(kernel(d, j)) * double(x(0, t - j, d));
@@ -52,9 +53,12 @@ void check_far(Index tokens, Index taps, double most) {
     for (Index t = j; t < tokens; ++t) sum += double(grad_y(0, t, d)) * double(x(0, t - j, d));
     return sum;
   };
-  CHECK(sampled_error(tokens, channels, [&](Index t, Index d) { return double(y(0, t, d)); }, forward) < most);
-  CHECK(sampled_error(tokens, channels, [&](Index t, Index d) { return double(grad_x(0, t, d)); }, input) < most);
-  CHECK(sampled_error(taps, channels, [&](Index j, Index d) { return double(grad_taps(d, j)); }, tap) < most);
+  CHECK(sampled_error(
+            tokens, channels, [&](Index t, Index d) { return double(y(0, t, d)); }, forward) < most);
+  CHECK(sampled_error(
+            tokens, channels, [&](Index t, Index d) { return double(grad_x(0, t, d)); }, input) < most);
+  CHECK(sampled_error(
+            taps, channels, [&](Index j, Index d) { return double(grad_taps(d, j)); }, tap) < most);
 }
 
 TEST_CASE("a sum over 65536 tokens keeps six digits, and over others nearly") {

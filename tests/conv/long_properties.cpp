@@ -1,5 +1,5 @@
-// What must hold of the long convolution whatever the numbers, over random shapes. The seed is fixed and printed with every
-// failure.
+// What must hold of the long convolution whatever the numbers, over random shapes. The seed is fixed and printed with
+// every failure.
 #include <doctest/doctest.h>
 
 #include <random>
@@ -35,8 +35,12 @@ LongShape random_shape(std::mt19937& random, bool two_sided) {
     return how == 0 ? power : how == 1 ? power + 1 : std::uniform_int_distribution<Index>(power, 2 * power)(random);
   };
   const auto coin = [&] { return std::uniform_int_distribution<int>(0, 1)(random) == 1; };
-  LongShape s{std::uniform_int_distribution<Index>(1, 3)(random), length(),
-              std::uniform_int_distribution<Index>(1, 20)(random), length(), two_sided && coin() ? length() : 0, coin(),
+  LongShape s{std::uniform_int_distribution<Index>(1, 3)(random),
+              length(),
+              std::uniform_int_distribution<Index>(1, 20)(random),
+              length(),
+              two_sided && coin() ? length() : 0,
+              coin(),
               coin()};
   return s;
 }
@@ -134,7 +138,7 @@ TEST_CASE("all ways agree, and an impulse gives the kernel back: nothing wraps a
       for (Index t = 0; t < s.tokens; ++t)
         for (Index d = 0; d < s.channels; ++d) {
           const Index lag = t - at;
-          kernel(b, t, d) = lag >= 0 && lag < s.taps             ? impulse.taps(d, lag)
+          kernel(b, t, d) = lag >= 0 && lag < s.taps            ? impulse.taps(d, lag)
                             : lag < 0 && -lag - 1 < s.back_taps ? impulse.back_taps(d, -lag - 1)
                                                                 : 0;
           if (lag == 0 && s.skip) kernel(b, t, d) += impulse.skip(d);
@@ -178,10 +182,10 @@ TEST_CASE("pieces that pass the state on, and streams, are the whole") {
       begin += count;
     }
     for (Index t = 0; t < s.tokens; ++t)
-      REQUIRE(cpu::long_conv_stream_step(LongConvStreamArgs<double>{.x = slice_axis<1>(p.x.view(), t),
-                                                                    .skip = p.args().skip,
-                                                                    .y = slice_axis<1>(streamed.view(), t)},
-                                         kernel, stream)
+      REQUIRE(cpu::long_conv_stream_step(
+                  LongConvStreamArgs<double>{
+                      .x = slice_axis<1>(p.x.view(), t), .skip = p.args().skip, .y = slice_axis<1>(streamed.view(), t)},
+                  kernel, stream)
                   .ok());
     CHECK(distance(y, want.y) < tight);
     CHECK(distance(streamed, want.y) < tight);
