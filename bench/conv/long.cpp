@@ -1,5 +1,6 @@
-// Long convolution on the CPU, in each of its ways, against FFTW's best organisation: one channel at a time in cache, padded to
-// twice the length, a measured plan made once, and the kernels' spectra given to both. The names of what is measured:
+// Long convolution on the CPU, in each of its ways, against FFTW's best organisation: one channel at a time in cache,
+// padded to twice the length, a measured plan made once, and the kernels' spectra given to both. The names of what is
+// measured:
 //
 //   long_conv/spectrum_given, one_call    the policy's own choice, with the kernel made ready before or within the call
 //   long_conv/direct, transform           one way for kernels as long as the sequence: where the lines cross
@@ -50,7 +51,8 @@ struct Problem {
   }
 };
 
-/// Whether some outputs at both ends and between are the sums they should be. `at(t)` is output t of channel d of sequence 0.
+/// Whether some outputs at both ends and between are the sums they should be. `at(t)` is output t of channel d of
+/// sequence 0.
 template <class At>
 bool right(const Problem& p, Index d, const At& at) {
   const Index tokens = p.x.extents()[1], taps = p.taps.extents()[1];
@@ -92,8 +94,9 @@ double multiplication_rate() {
   return rate;
 }
 
-/// Multiplications of packets that a forward pass of 2^n points needs per point: two per level either way, one at the first
-/// level, which is real, next to none in the innermost three levels of the inverse, four for the product, two at the output.
+/// Multiplications of packets that a forward pass of 2^n points needs per point: two per level either way, one at the
+/// first level, which is real, next to none in the innermost three levels of the inverse, four for the product, two at
+/// the output.
 double multiplications_per_point(Index points) { return 4 * std::log2(double(points)) - 1 - 6 + 0.5 + 4 + 2; }
 
 #if defined(CHELA_HAVE_FFTW)

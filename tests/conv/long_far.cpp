@@ -10,7 +10,8 @@ namespace {
 using test::nan_tensor;
 using test::random_tensor;
 
-/// Root mean square of the differences over that of the sums, at tokens near both ends and between. `got(t, d)`, `want(t, d)`.
+/// Root mean square of the differences over that of the sums, at tokens near both ends and between. `got(t, d)`,
+/// `want(t, d)`.
 template <class Got, class Want>
 double sampled_error(Index tokens, Index channels, const Got& got, const Want& want) {
   double difference = 0, norm = 0;

@@ -1,6 +1,6 @@
 #pragma once
-// Problems of the long convolution: random inputs in the operator's types, outputs that start as NaN, and the same in double for
-// the reference.
+// Problems of the long convolution: random inputs in the operator's types, outputs that start as NaN, and the same in
+// double for the reference.
 #include <algorithm>
 #include <ostream>
 

@@ -1,5 +1,5 @@
-// What must hold of the long convolution whatever the numbers, over random shapes. The seed is fixed and printed with every
-// failure.
+// What must hold of the long convolution whatever the numbers, over random shapes. The seed is fixed and printed with
+// every failure.
 #include <doctest/doctest.h>
 
 #include <random>

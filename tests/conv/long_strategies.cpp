@@ -1,5 +1,5 @@
-// The ways of evaluating one long convolution, and what all of them must honour: states and their gradients, ragged batches,
-// partial kernels.
+// The ways of evaluating one long convolution, and what all of them must honour: states and their gradients, ragged
+// batches, partial kernels.
 #include <doctest/doctest.h>
 
 #include <complex>

@@ -1,4 +1,5 @@
-// The long convolution token by token: the same outputs as over the whole, from any beginning, with work spread over tokens.
+// The long convolution token by token: the same outputs as over the whole, from any beginning, with work spread over
+// tokens.
 #include <doctest/doctest.h>
 
 #include "chela/cpu/conv/long.hpp"

@@ -1,7 +1,8 @@
 #pragma once
-// Sizes and tables of the right-angle transform, which computes linear convolutions of length N with one complex transform of
-// N points per real channel. It works modulo x^N - i: of the product of two real polynomials of degree below N, the real part
-// of the remainder holds coefficients 0 to N - 1 and the imaginary part the ones above, so nothing wraps around.
+// Sizes and tables of the right-angle transform, which computes linear convolutions of length N with one complex
+// transform of N points per real channel. It works modulo x^N - i: of the product of two real polynomials of degree
+// below N, the real part of the remainder holds coefficients 0 to N - 1 and the imaginary part the ones above, so
+// nothing wraps around.
 //
 // Forward: a tree. Node n (root 1, children 2n and 2n + 1) stands for x^m - exp(2 pi i th_n), and splits into
 // x^{m/2} -+ exp(i pi th_n), so one twiddle serves a whole node:
@@ -11,8 +12,8 @@
 // N is 2^a or an odd number R up to 9 times 2^a. Then the root splits R ways first, into x^{N/R} - exp(2 pi i th) with
 // th = (1/4 + k) / R, and a tree of twos hangs from each.
 //
-// Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied by
-// N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
+// Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied
+// by N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -21,9 +22,10 @@
 
 namespace chela {
 
-/// The fewest points for which the transform of `tokens` inputs, `taps` causal and `back_taps` anticausal taps is exact.
-/// `with_state`: inputs before the first token take part, taps - 1 of them, and no tap is dropped. Lag -m sits where lag
-/// N - m would, times -i; with all lags at most N that is exact as long as inputs and lags together span no more than 2N.
+/// The fewest points for which the transform of `tokens` inputs, `taps` causal and `back_taps` anticausal taps is
+/// exact. `with_state`: inputs before the first token take part, taps - 1 of them, and no tap is dropped. Lag -m sits
+/// where lag N - m would, times -i; with all lags at most N that is exact as long as inputs and lags together span no
+/// more than 2N.
 constexpr Index right_angle_least_points(Index tokens, Index taps, Index back_taps, bool with_state) {
   if (!with_state) return tokens;
   const Index ahead = std::min(back_taps, std::max<Index>(tokens - 1, 0));
@@ -55,9 +57,10 @@ class RightAnglePlan {
   /// The innermost block, which forward pass, product and inverse pass share without leaving the registers.
   static constexpr int middle = 8;
 
-  /// A pass over blocks of radix * stride points. The inverse pass of radix 4 or 8 reads radix twiddle values (re, im pairs) per
-  /// position: exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h is the stride. The
-  /// outermost pass may be odd; then the twiddles are exp(-2 pi i k j / N) for k from 1 to radix - 1.
+  /// A pass over blocks of radix * stride points. The inverse pass of radix 4 or 8 reads radix twiddle values (re, im
+  /// pairs) per position: exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h
+  /// is the stride. The outermost pass may be odd; then the twiddles are exp(-2 pi i k j / N) for k from 1 to radix -
+  /// 1.
   struct Pass {
     int radix = 0;
     Index stride = 0;
@@ -82,7 +85,8 @@ class RightAnglePlan {
   const Pass& pass(int i) const { return passes_[std::size_t(i)]; }
   const A* inverse_twiddles(const Pass& pass) const { return inverse_twiddles_.data() + pass.twiddles; }
 
-  /// The twiddles exp(i pi th_n) as (re, im) at 2 n of every node n of the tree of twos; with an odd root, of its child's.
+  /// The twiddles exp(i pi th_n) as (re, im) at 2 n of every node n of the tree of twos; with an odd root, of its
+  /// child's.
   const A* tree(Index child = 0) const { return node_twiddles_.data() + child * (2 * points_ / odd_); }
 
   /// exp(2 pi i k / odd radix) and exp(2 pi i k / 4 odd radix) as (re, im), k from 0 to the radix - 1.

@@ -3,11 +3,13 @@
 //
 //   y[b,t,d] = skip[d] x[b,t,d] + sum_{j=0}^{L-1} taps[d,j] x[b,t-j,d] + sum_{j=0}^{M-1} back_taps[d,j] x[b,t+1+j,d]
 //
-// `taps` looks back (causal); `back_taps`, if given, looks ahead and makes the kernel two-sided. Inputs before the first token
-// come from the state: the last L - 1 inputs, oldest first. The state holds inputs, so a call that continues another gives the
-// rows that one call over all tokens would give; a two-sided kernel looks ahead within its call only.
+// `taps` looks back (causal); `back_taps`, if given, looks ahead and makes the kernel two-sided. Inputs before the
+// first token come from the state: the last L - 1 inputs, oldest first. The state holds inputs, so a call that
+// continues another gives the rows that one call over all tokens would give; a two-sided kernel looks ahead within its
+// call only.
 //
-// A sequence is a batch entry, or with `cu_seqlens` a run of tokens of the only one (chunk/ragged.hpp); each has a state.
+// A sequence is a batch entry, or with `cu_seqlens` a run of tokens of the only one (chunk/ragged.hpp); each has a
+// state.
 #include <algorithm>
 
 #include "chela/chunk/ragged.hpp"
@@ -50,8 +52,8 @@ struct LongConvBackwardArgs {
   IndexView cu_seqlens = {};  ///< as in the forward pass
 };
 
-/// One token per sequence, causal kernels only. The state is a ring of the last `ring` inputs with `position` tokens seen so
-/// far: the input of token p lives in slot p % ring. A ring shorter than the kernel's length is refused.
+/// One token per sequence, causal kernels only. The state is a ring of the last `ring` inputs with `position` tokens
+/// seen so far: the input of token p lives in slot p % ring. A ring shorter than the kernel's length is refused.
 template <Element T>
 struct LongConvStepArgs {
   TensorView<const T, 2> x = {};                  ///< [batch, channel]

@@ -16,16 +16,17 @@ enum class LongConvMethod {
 
 struct LongConvPolicy {
   LongConvMethod method = LongConvMethod::automatic;
-  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly. Kernels as long
-  /// as the sequence cross at 50 tokens, kernels much shorter at 40 taps (EPYC 9004, float, `bench_long_conv_cpu`).
+  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly. Kernels
+  /// as long as the sequence cross at 50 tokens, kernels much shorter at 40 taps (EPYC 9004, float,
+  /// `bench_long_conv_cpu`).
   int direct_products = 28;
   /// The fewest tokens of a block.
   int least_block = 256;
   /// Partial kernels: only this many taps, the latest inputs', take part; 0 means all. States keep their length.
   int taps = 0;
-  /// Frequency-sparse kernels: only the lowest eighths of the frequencies take part, 2, 4, 6, or 8 for all. Of the product at
-  /// the 2N frequencies of one transform over the sequence the others are dropped, which is a smoother kernel that looks
-  /// ahead a little. An approximation for kernels that are smooth themselves.
+  /// Frequency-sparse kernels: only the lowest eighths of the frequencies take part, 2, 4, 6, or 8 for all. Of the
+  /// product at the 2N frequencies of one transform over the sequence the others are dropped, which is a smoother
+  /// kernel that looks ahead a little. An approximation for kernels that are smooth themselves.
   int eighths = 8;
 
   friend bool operator==(const LongConvPolicy&, const LongConvPolicy&) = default;
@@ -45,8 +46,8 @@ struct LongConvPolicyConstant {
                 "LongConvPolicy::eighths below 8 needs one transform over the sequence: method automatic or transform");
 };
 
-/// One sequence's way: `direct`, `blocks` or `transform`, and the transform's points. Sequences with equal choices share a
-/// kernel's spectrum.
+/// One sequence's way: `direct`, `blocks` or `transform`, and the transform's points. Sequences with equal choices
+/// share a kernel's spectrum.
 struct LongConvChoice {
   LongConvMethod method = LongConvMethod::transform;
   Index points = 0;  ///< also the tokens of a block
@@ -64,8 +65,8 @@ constexpr double long_conv_products(Index tokens, Index taps, Index back_taps, b
   return back_taps > 0 ? causal + met(back_taps) : causal;
 }
 
-/// Chooses from sizes alone, so that equal calls are computed alike everywhere. Blocks serve causal kernels; they are taken
-/// when they need no more points than the whole, as smaller transforms stay in nearer caches.
+/// Chooses from sizes alone, so that equal calls are computed alike everywhere. Blocks serve causal kernels; they are
+/// taken when they need no more points than the whole, as smaller transforms stay in nearer caches.
 constexpr LongConvChoice choose_long_conv(const LongConvPolicy& policy, Index tokens, Index taps, Index back_taps,
                                           bool with_state) {
   const LongConvChoice direct{LongConvMethod::direct, 0};

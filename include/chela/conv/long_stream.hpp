@@ -1,9 +1,9 @@
 #pragma once
-// The causal long convolution of conv/long.hpp one token at a time, exactly, in O(log^2 L) work per token and channel instead of
-// L. Lags below 2B are summed directly. Level i takes the lags from 2 B_i to 4 B_i, B_i = 2^i B: each block of B_i inputs that is
-// complete meets them all in one product of polynomials, whose first output is due B_i tokens later. In these B_i tokens the
-// product's work is done a little at each, so no single token waits for much (online convolution by dyadic blocks, as in
-// Gardner's zero-delay convolution, with every block's work spread evenly).
+// The causal long convolution of conv/long.hpp one token at a time, exactly, in O(log^2 L) work per token and channel
+// instead of L. Lags below 2B are summed directly. Level i takes the lags from 2 B_i to 4 B_i, B_i = 2^i B: each block
+// of B_i inputs that is complete meets them all in one product of polynomials, whose first output is due B_i tokens
+// later. In these B_i tokens the product's work is done a little at each, so no single token waits for much (online
+// convolution by dyadic blocks, as in Gardner's zero-delay convolution, with every block's work spread evenly).
 #include <algorithm>
 
 #include "chela/core/element.hpp"

@@ -1,5 +1,6 @@
 #pragma once
-// Moves one packet of channels between the caller's arrays, of any element type and strides, and points of the transform.
+// Moves one packet of channels between the caller's arrays, of any element type and strides, and points of the
+// transform.
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -64,17 +65,17 @@ CHELA_ALWAYS_INLINE void transpose_square(const LaneScalar<P>* from, Index from_
   for (int i = 0; i < lanes; ++i) Eigen::internal::pstoreu(to + i * to_stride, square.packet[i]);
 }
 
-/// Elements of a cache line. Runs are often a power of two apart and share a few places of the nearest cache, so a line is used
-/// up before the next one is asked for.
+/// Elements of a cache line. Runs are often a power of two apart and share a few places of the nearest cache, so a line
+/// is used up before the next one is asked for.
 template <class A>
 inline constexpr Index line_of = 64 / Index(sizeof(A));
 
 /// Which way channels move: from the caller's rows to packets, or back.
 enum class Move { gather, scatter };
 
-/// `lanes_of<A>` runs of `count` elements, `run_stride` apart, become packets `packet_stride` apart, or the other way round.
-/// Returns how many: the last few are left to the caller. Squares have at most four lanes, which fit the registers of any
-/// machine.
+/// `lanes_of<A>` runs of `count` elements, `run_stride` apart, become packets `packet_stride` apart, or the other way
+/// round. Returns how many: the last few are left to the caller. Squares have at most four lanes, which fit the
+/// registers of any machine.
 template <Move M, class A, class P = LanePacket<A>, class Run, class Packet>
 Index move_runs(Run* runs, Index run_stride, Index count, Packet* packets, Index packet_stride) {
   constexpr int side = lane_count<P>;

@@ -1,7 +1,7 @@
 #pragma once
 // Complex numbers of one packet of channels, and the butterflies of the right-angle transform on registers. A butterfly
-// (a, b) -> (a + w b, a - w b) is four multiplications, two of them fused, and four additions: cores with adders beside their
-// multipliers (Zen) do the additions meanwhile, and are 1.5 times as fast as with six fused multiply-adds.
+// (a, b) -> (a + w b, a - w b) is four multiplications, two of them fused, and four additions: cores with adders beside
+// their multipliers (Zen) do the additions meanwhile, and are 1.5 times as fast as with six fused multiply-adds.
 #include <Eigen/Core>
 #include <utility>
 
@@ -190,7 +190,8 @@ CHELA_ALWAYS_INLINE void inverse_radix(ComplexLanes<A>* x, const A* table) {
   }
 }
 
-/// A butterfly of the innermost inverse pass, of which one side or both may be known to be zero. Turn: w = exp(-i pi Turn / 4).
+/// A butterfly of the innermost inverse pass, of which one side or both may be known to be zero. Turn: w = exp(-i pi
+/// Turn / 4).
 template <int Turn, bool HasA, bool HasB, class A>
 CHELA_ALWAYS_INLINE void innermost_butterfly(ComplexLanes<A>& a, ComplexLanes<A>& b) {
   using namespace Eigen::internal;
@@ -208,8 +209,8 @@ CHELA_ALWAYS_INLINE void innermost_butterfly(ComplexLanes<A>& a, ComplexLanes<A>
   }
 }
 
-/// The innermost inverse pass, radix 8 at stride 1: its twiddles are the eighth roots of one. Point e is read if bit e of `Kept`
-/// is set, and zero if not.
+/// The innermost inverse pass, radix 8 at stride 1: its twiddles are the eighth roots of one. Point e is read if bit e
+/// of `Kept` is set, and zero if not.
 template <unsigned Kept = 0xff, class A>
 CHELA_ALWAYS_INLINE void inverse_innermost(ComplexLanes<A>* x) {
   constexpr auto has = [](int first, int count) { return ((Kept >> first) & ((1u << count) - 1)) != 0; };

@@ -1,10 +1,10 @@
 #pragma once
-// A long kernel made ready: its spectrum, or its packets where the sums are taken directly; made once and used by any number
-// of calls.
+// A long kernel made ready: its spectrum, or its packets where the sums are taken directly; made once and used by any
+// number of calls.
 //
-// A causal tap j is the real coefficient j of a complex polynomial. Modulo x^N - i a lag of -m is coefficient N - m times -i,
-// so an anticausal tap is an imaginary coefficient, and so is an input that lies m tokens before the first: kernels that look
-// both ways and calls that continue a history cost no more than one transform each.
+// A causal tap j is the real coefficient j of a complex polynomial. Modulo x^N - i a lag of -m is coefficient N - m
+// times -i, so an anticausal tap is an imaginary coefficient, and so is an input that lies m tokens before the first:
+// kernels that look both ways and calls that continue a history cost no more than one transform each.
 #include <memory>
 
 #include "chela/conv/long.hpp"
@@ -31,8 +31,8 @@ constexpr KernelLags lags_in_use(Index taps, Index back_taps, Index tokens, bool
           std::min(back_taps, std::max<Index>(tokens - 1, 0))};
 }
 
-/// `points` gets real parts from `ahead` (rows 0 on) and imaginary parts from `behind`: its last row m = 1 becomes row N - 1,
-/// negated. Both are [row, channel].
+/// `points` gets real parts from `ahead` (rows 0 on) and imaginary parts from `behind`: its last row m = 1 becomes row
+/// N - 1, negated. Both are [row, channel].
 template <class A, class T, class U>
 void stage_points(TensorView<T, 2> ahead, TensorView<U, 2> behind, ChannelGroup group, A factor, Index n, A* points) {
   const Index real_rows = ahead.extents[0], imaginary_rows = behind.extents[0];
@@ -46,8 +46,8 @@ void stage_points(TensorView<T, 2> ahead, TensorView<U, 2> behind, ChannelGroup 
   scale_packets(first_behind, imaginary_rows, -factor);
 }
 
-/// The points of an innermost block whose frequencies are among the lowest `eighths` of eight: its points lie an eighth of the
-/// circle apart, in bit-reversed order, and half of those kept are at its end, the negative frequencies.
+/// The points of an innermost block whose frequencies are among the lowest `eighths` of eight: its points lie an eighth
+/// of the circle apart, in bit-reversed order, and half of those kept are at its end, the negative frequencies.
 constexpr unsigned kept_points(int eighths) {
   unsigned kept = 0;
   for (int e = 0; e < 8; ++e) {
@@ -117,8 +117,8 @@ struct KernelSpectrumOptions {
   bool with_state = false;  ///< serve calls with an initial state; may take twice the points when L > tokens
 };
 
-/// A kernel ready for use, in a layout of its own. Movable; any number of threads may read it at once. `Eighths`: as in the
-/// policy it was made with.
+/// A kernel ready for use, in a layout of its own. Movable; any number of threads may read it at once. `Eighths`: as in
+/// the policy it was made with.
 template <class A, int Eighths = 8>
 class KernelSpectrum {
  public:
@@ -150,8 +150,8 @@ class KernelSpectrum {
   detail::Scratch<A> memory_;
 };
 
-/// The spectrum of `taps` [channel, L] and `back_taps` [channel, M] (or absent) for calls over up to `tokens` tokens, which the
-/// policy's choice for that many serves.
+/// The spectrum of `taps` [channel, L] and `back_taps` [channel, M] (or absent) for calls over up to `tokens` tokens,
+/// which the policy's choice for that many serves.
 template <LongConvPolicy P = LongConvPolicy{}, class W, Executor E>
 KernelSpectrum<std::remove_const_t<W>, P.eighths> kernel_spectrum(TensorView<W, 2> taps,
                                                                   TensorView<const std::remove_const_t<W>, 2> back_taps,

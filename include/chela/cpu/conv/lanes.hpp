@@ -82,7 +82,8 @@ CHELA_ALWAYS_INLINE P in_register(P value) {
   return value;
 }
 
-/// Asks for a cache line to be brought as near as the second-level cache; where compilers have no word for it, for nothing.
+/// Asks for a cache line to be brought as near as the second-level cache; where compilers have no word for it, for
+/// nothing.
 CHELA_ALWAYS_INLINE void fetch_to_read([[maybe_unused]] const void* line) {
 #if defined(__GNUC__)
   __builtin_prefetch(line, 0, 2);

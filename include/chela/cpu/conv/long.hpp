@@ -1,15 +1,15 @@
 #pragma once
-// Long depthwise convolution on the CPU: see chela/conv/long.hpp for what is computed and cpu/conv/kernel_spectrum.hpp for how
-// taps and earlier inputs enter the transform. With X, K, G the spectra of inputs, kernel and output gradient (all N points
-// have |w| = 1, so a conjugate spectrum is that of lags negated),
+// Long depthwise convolution on the CPU: see chela/conv/long.hpp for what is computed and cpu/conv/kernel_spectrum.hpp
+// for how taps and earlier inputs enter the transform. With X, K, G the spectra of inputs, kernel and output gradient
+// (all N points have |w| = 1, so a conjugate spectrum is that of lags negated),
 //
 //   y       = real part of inverse(X K)             skip[d] is added to K: it is a tap at lag 0
 //   grad_x  = real part of inverse(G conj K)        of earlier inputs: minus the imaginary part at N - m
 //   grad_k  = inverse(sum_b G conj X)               tap j: real part at j; lag -m: minus the imaginary part at N - m
 //
-// Blocks are sequences in a row, each with the inputs before it as its earlier ones. A task is one packet of channels and a run
-// of the sequences; the kernel's spectrum is read once per run. Gradients are in cpu/conv/long_backward.hpp, one token at a time
-// in cpu/conv/long_step.hpp and cpu/conv/long_stream.hpp; this header brings all.
+// Blocks are sequences in a row, each with the inputs before it as its earlier ones. A task is one packet of channels
+// and a run of the sequences; the kernel's spectrum is read once per run. Gradients are in cpu/conv/long_backward.hpp,
+// one token at a time in cpu/conv/long_step.hpp and cpu/conv/long_stream.hpp; this header brings all.
 #include "chela/cpu/conv/long_backward.hpp"
 #include "chela/cpu/conv/long_step.hpp"
 #include "chela/cpu/conv/long_stream.hpp"
@@ -68,7 +68,8 @@ struct LongConvForward {
         work);
   }
 
-  /// The last inputs, of the tokens and of what came before. In this order the final state may be the initial state's memory.
+  /// The last inputs, of the tokens and of what came before. In this order the final state may be the initial state's
+  /// memory.
   void final_state(ChannelGroup group, Index i) const {
     if (!a.final_state.present()) return;
     const auto x = sequence_rows(a.x, s.sequences[i]);
@@ -83,8 +84,8 @@ struct LongConvForward {
   }
 };
 
-/// Sequences are independent in the forward pass, so the cut may follow the number of workers; four tasks each even out their
-/// speeds.
+/// Sequences are independent in the forward pass, so the cut may follow the number of workers; four tasks each even out
+/// their speeds.
 template <class A, Executor E>
 Index forward_runs(const LongConvShape& s, Index members, const E& executor) {
   return batch_runs(4 * executor.workers(), channel_groups<A>(s.channels), members);
@@ -133,8 +134,8 @@ Status long_conv(const LongConvArgs<T>& a, const E& executor = {}) {
   return {};
 }
 
-/// The same with a kernel that was transformed before; `taps` and `back_taps` of the arguments are not read. Every sequence
-/// costs what the spectrum was made for.
+/// The same with a kernel that was transformed before; `taps` and `back_taps` of the arguments are not read. Every
+/// sequence costs what the spectrum was made for.
 template <Element T, int Eighths, Executor E = DefaultExecutor>
 Status long_conv(const LongConvArgs<T>& a, const KernelSpectrum<Accumulator<T>, Eighths>& spectrum,
                  const E& executor = {}) {

@@ -1,7 +1,7 @@
 #pragma once
 // Gradients of the long convolution: the input's and the kernel's from one transform of the output's gradient. See
-// cpu/conv/long.hpp for the algebra. In blocks, what flows to the inputs before a block is carried to the block before, so they
-// are walked from the last to the first.
+// cpu/conv/long.hpp for the algebra. In blocks, what flows to the inputs before a block is carried to the block before,
+// so they are walked from the last to the first.
 #include "chela/cpu/conv/long_tasks.hpp"
 
 namespace chela::cpu {
@@ -31,8 +31,8 @@ struct SumCorrelation {
   }
 };
 
-/// In the backward pass the cut orders a sum, so it depends on the shape only: enough tasks for a few workers, at the price of
-/// one summed kernel each.
+/// In the backward pass the cut orders a sum, so it depends on the shape only: enough tasks for a few workers, at the
+/// price of one summed kernel each.
 template <class A>
 constexpr Index backward_runs(const LongConvShape& s, Index members) {
   constexpr Index enough_tasks = 16;
@@ -270,8 +270,8 @@ void run_long_conv_backward(const LongConvBackward<T, A, Eighths>& pass, const s
   });
 }
 
-/// What no class of sequences computes: states that pass through a sequence without tokens, and the kernel's gradients where no
-/// sequence has any.
+/// What no class of sequences computes: states that pass through a sequence without tokens, and the kernel's gradients
+/// where no sequence has any.
 template <class A, class T>
 void gradients_without_tokens(const LongConvBackwardArgs<T>& a, const LongConvShape& s, bool no_tokens) {
   const KernelForm<A> none;

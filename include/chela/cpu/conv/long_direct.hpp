@@ -1,6 +1,7 @@
 #pragma once
 // The sums of the long convolution themselves, one packet of channels at a time: least work for short kernels and short
-// sequences, and the same answer as the transforms. Lag q of a kernel with M taps ahead is lag q - M of the convolution.
+// sequences, and the same answer as the transforms. Lag q of a kernel with M taps ahead is lag q - M of the
+// convolution.
 #include <algorithm>
 
 #include "chela/cpu/conv/channel_group.hpp"
@@ -39,8 +40,8 @@ void stage_direct_kernel(KernelLags k, TensorView<const A, 2> taps, TensorView<c
   gather_group<A>(run(transposed(taps, 0, 1), 0, 0, k.taps), group, to + k.back * lanes, lanes);
 }
 
-/// Packets of the rows from `begin` on, `count` of them; row t < 0 is in `history`, whose last row is -1, and rows that are
-/// nowhere are zero.
+/// Packets of the rows from `begin` on, `count` of them; row t < 0 is in `history`, whose last row is -1, and rows that
+/// are nowhere are zero.
 template <class A, class T>
 void stage_rows(TensorView<const T, 2> rows, TensorView<const T, 2> history, ChannelGroup group, Index begin,
                 Index count, A* to) {
@@ -57,8 +58,9 @@ void stage_rows(TensorView<const T, 2> rows, TensorView<const T, 2> history, Cha
   part(rows, 0, 0, rows.extents[0]);
 }
 
-/// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first output meets
-/// at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at neighbouring lags.
+/// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first
+/// output meets at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at
+/// neighbouring lags.
 template <class A>
 CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index begin, Index end, LanePacket<A>* sums) {
   using namespace Eigen::internal;
@@ -76,9 +78,9 @@ struct InputRows {
   Index begin = 0, end = 0;
 };
 
-/// Calls `put(begin, packets, count)` with outputs `begin` to `end`, chunk by chunk, of a sequence with these inputs, which
-/// `stage(begin, count, to)` brings, zeros where there are none; `kernel` is in the lags' order. `buffer`: chunk_rows() +
-/// direct_chunk packets.
+/// Calls `put(begin, packets, count)` with outputs `begin` to `end`, chunk by chunk, of a sequence with these inputs,
+/// which `stage(begin, count, to)` brings, zeros where there are none; `kernel` is in the lags' order. `buffer`:
+/// chunk_rows() + direct_chunk packets.
 template <class A, class Stage, class Put>
 void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, InputRows inputs, Index begin, Index end,
                      const Stage& stage, const Put& put, A* buffer) {
@@ -104,8 +106,8 @@ void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, I
   }
 }
 
-/// sums[q] += sum_t g[t] x[t - lag q] over a chunk of `count` outputs; `inputs` begin taps - 1 + direct_margin rows before the
-/// first output's. `sums` has room for direct_margin packets more than there are lags.
+/// sums[q] += sum_t g[t] x[t - lag q] over a chunk of `count` outputs; `inputs` begin taps - 1 + direct_margin rows
+/// before the first output's. `sums` has room for direct_margin packets more than there are lags.
 template <class A>
 void direct_correlate(KernelLags k, const A* inputs, const A* grads, Index count, A* sums) {
   using namespace Eigen::internal;

@@ -11,8 +11,8 @@ namespace detail {
 /// Taps that are held as packets of channels while the sequences of the batch meet them.
 inline constexpr Index step_taps = 64;
 
-/// sum += taps[j] * ring row of the token j before `position`, for `count` taps from `begin` on. `row(slot)` is one packet of
-/// the ring. Four sums, as each multiply-add waits for the one before.
+/// sum += taps[j] * ring row of the token j before `position`, for `count` taps from `begin` on. `row(slot)` is one
+/// packet of the ring. Four sums, as each multiply-add waits for the one before.
 template <class A, class Row>
 LanePacket<A> step_dot(const A* taps, Index begin, Index count, Index position, Index ring, const Row& row,
                        const LanePacket<A>& start) {

@@ -1,10 +1,10 @@
 #pragma once
-// Streams of the long convolution: see chela/conv/long_stream.hpp for the levels. A kernel is made ready once and serves any
-// number of streams; a stream is a value, and a copy of it is a place to come back to.
+// Streams of the long convolution: see chela/conv/long_stream.hpp for the levels. A kernel is made ready once and
+// serves any number of streams; a stream is a value, and a copy of it is a place to come back to.
 //
-// A level's product is one transform per group of channels and sequence, in stages: the outermost pass, each of its parts, the
-// outermost inverse pass. Which stages are due follows from the clock alone; groups take turns, so that their stages do not
-// fall on the same tokens.
+// A level's product is one transform per group of channels and sequence, in stages: the outermost pass, each of its
+// parts, the outermost inverse pass. Which stages are due follows from the clock alone; groups take turns, so that
+// their stages do not fall on the same tokens.
 #include "chela/conv/long_stream.hpp"
 #include "chela/core/tensor.hpp"
 #include "chela/cpu/conv/long_tasks.hpp"
@@ -63,8 +63,8 @@ class LongConvStreamKernel {
 
 namespace detail {
 
-/// Adds coefficients p to what is due at the tokens `first` + p: real parts at p = row, imaginary ones N later. What was due
-/// before `from` is dropped.
+/// Adds coefficients p to what is due at the tokens `first` + p: real parts at p = row, imaginary ones N later. What
+/// was due before `from` is dropped.
 template <class A>
 struct AddToOutputs {
   A* outputs = nullptr;
@@ -247,8 +247,8 @@ Status long_conv_stream_step(const LongConvStreamArgs<T>& a, const LongConvStrea
   return {};
 }
 
-/// Makes the stream one that has seen these inputs, [batch, token, channel]; those older than L - 1 tokens, or a final state of
-/// `long_conv`, make no difference.
+/// Makes the stream one that has seen these inputs, [batch, token, channel]; those older than L - 1 tokens, or a final
+/// state of `long_conv`, make no difference.
 template <Element T, Executor E = DefaultExecutor>
 Status long_conv_stream_prefill(TensorView<T, 3> inputs, const LongConvStreamKernel<Accumulator<T>>& kernel,
                                 LongConvStream<Accumulator<T>>& stream, const E& executor = {}) {

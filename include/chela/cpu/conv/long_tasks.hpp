@@ -1,6 +1,6 @@
 #pragma once
-// What the passes of the long convolution share: how rows and kernels enter the transform, which sequences share a kernel's
-// form, how the work is cut into tasks, and where a task finds its kernel.
+// What the passes of the long convolution share: how rows and kernels enter the transform, which sequences share a
+// kernel's form, how the work is cut into tasks, and where a task finds its kernel.
 #include <algorithm>
 #include <vector>
 
@@ -8,8 +8,8 @@
 
 namespace chela::cpu::detail {
 
-/// Walks ahead in one group's spectrum. A walk over the tree reads spectra in bursts, at its innermost blocks, and more lines
-/// than a core may wait for; fetched two lines at a time throughout, they come by the time they are needed.
+/// Walks ahead in one group's spectrum. A walk over the tree reads spectra in bursts, at its innermost blocks, and more
+/// lines than a core may wait for; fetched two lines at a time throughout, they come by the time they are needed.
 template <class A>
 class SpectrumAhead {
  public:
@@ -57,8 +57,8 @@ LanePacket<A> skip_lanes(TensorView<const A, 1> skip, ChannelGroup group, Index 
   return Eigen::internal::ploadu<LanePacket<A>>(lanes);
 }
 
-/// Hands `use` a source of the transform over the rows of one sequence. Rows that are not packets in memory are copied to
-/// `work` first.
+/// Hands `use` a source of the transform over the rows of one sequence. Rows that are not packets in memory are copied
+/// to `work` first.
 template <class A, class T, class Use>
 void with_source(TensorView<const T, 2> rows, ChannelGroup group, A* work, const Use& use) {
   if constexpr (std::is_same_v<T, A>) {
@@ -87,8 +87,8 @@ TensorView<const T, 2> history_rows(TensorView<const T, 3> state, Index sequence
   return run(rows, 0, rows.extents[0] - met, met);
 }
 
-/// The rows before the block of a sequence that begins at `begin`, which are in the block before, as blocks are as long as the
-/// kernel at least.
+/// The rows before the block of a sequence that begins at `begin`, which are in the block before, as blocks are as long
+/// as the kernel at least.
 template <class T>
 TensorView<const T, 2> block_history(TensorView<const T, 2> rows, TensorView<const T, 2> history, Index begin,
                                      const KernelLags& lags) {
@@ -173,7 +173,8 @@ Status check_spectrum(const KernelSpectrum<A, Eighths>& k, const LongConvShape& 
               "an initial state needs a spectrum that was made with_state"));
 }
 
-/// Refuses offsets that lead outside of the tensors, and sequences longer than what a spectrum serves. Reads the offsets.
+/// Refuses offsets that lead outside of the tensors, and sequences longer than what a spectrum serves. Reads the
+/// offsets.
 inline Status check_sequences(const SequenceBatch& sequences, Index most_tokens) {
   if (Status s = check_offsets(sequences); !s.ok()) return s;
   if (!sequences.cu_seqlens.present()) return {};
@@ -189,9 +190,9 @@ LongConvShape shape_with(const Args& a, const KernelSpectrum<A, Eighths>& k) {
           k.taps(),       k.back_taps(),  {a.x.extents[0], a.x.extents[1], a.cu_seqlens}};
 }
 
-/// Calls `use(kernel_of)` for a kernel that this call alone needs; `kernel_of(group, worker)` is that group's, good until the
-/// worker asks for another. With one run a group is met once, and its kernel is made on the way and stays in the caches; with
-/// several there are few groups, and all are made before.
+/// Calls `use(kernel_of)` for a kernel that this call alone needs; `kernel_of(group, worker)` is that group's, good
+/// until the worker asks for another. With one run a group is met once, and its kernel is made on the way and stays in
+/// the caches; with several there are few groups, and all are made before.
 template <class A, int Eighths, Executor E, class Use>
 void with_kernel(const KernelForm<A, Eighths>& form, TensorView<const A, 2> taps, TensorView<const A, 2> back_taps,
                  Index runs, const E& executor, const Use& use) {

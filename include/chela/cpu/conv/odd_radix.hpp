@@ -1,12 +1,12 @@
 #pragma once
-// Discrete Fourier transforms of 3, 5, 7 or 9 points on registers, for lengths that are no powers of two: the outermost passes
-// of the right-angle transform when its root splits into an odd number of trees.
+// Discrete Fourier transforms of 3, 5, 7 or 9 points on registers, for lengths that are no powers of two: the outermost
+// passes of the right-angle transform when its root splits into an odd number of trees.
 #include "chela/cpu/conv/complex_lanes.hpp"
 
 namespace chela::cpu::detail {
 
-/// y_k = sum_e exp(2 pi i e k / Radix) x_e in place, `x` being `Step` apart. `circle` holds exp(2 pi i j / (Radix * Step)). The
-/// points e and Radix - e meet conjugate roots, so their sum and difference take real factors.
+/// y_k = sum_e exp(2 pi i e k / Radix) x_e in place, `x` being `Step` apart. `circle` holds exp(2 pi i j / (Radix *
+/// Step)). The points e and Radix - e meet conjugate roots, so their sum and difference take real factors.
 template <int Radix, int Step = 1, class A>
 CHELA_ALWAYS_INLINE void dft_prime(ComplexLanes<A>* x, const A* circle) {
   using namespace Eigen::internal;
@@ -62,8 +62,8 @@ CHELA_ALWAYS_INLINE void dft_odd(ComplexLanes<A>* x, const A* circle) {
   }
 }
 
-/// The forward pass: `angles` hold exp(2 pi i e / 4 Radix), which make x^N - i an odd number of shorter ones. `Real`: the
-/// imaginary parts are zero and not read.
+/// The forward pass: `angles` hold exp(2 pi i e / 4 Radix), which make x^N - i an odd number of shorter ones. `Real`:
+/// the imaginary parts are zero and not read.
 template <int Radix, bool Real, class A>
 CHELA_ALWAYS_INLINE void forward_odd(ComplexLanes<A>* x, const A* angles, const A* circle) {
   CHELA_UNROLL

@@ -1,17 +1,18 @@
 #pragma once
-// The right-angle transform (chela/conv/fft_plan.hpp) of one packet of channels at a time: channels are the lanes, a point is
-// a packet of real and a packet of imaginary parts, and `work` holds N points. Depth first: a pass over a block, then each of
-// its sub-blocks to the end, then the inverse pass over the block, so that sub-blocks stay in the nearest caches. On the 8
-// points of an innermost block, forward pass, product and inverse pass share the registers.
+// The right-angle transform (chela/conv/fft_plan.hpp) of one packet of channels at a time: channels are the lanes, a
+// point is a packet of real and a packet of imaginary parts, and `work` holds N points. Depth first: a pass over a
+// block, then each of its sub-blocks to the end, then the inverse pass over the block, so that sub-blocks stay in the
+// nearest caches. On the 8 points of an innermost block, forward pass, product and inverse pass share the registers.
 //
 //   transform          rows -> spectrum in tree order
 //   transform_back     spectrum -> rows
 //   convolve           rows -> spectrum -> middle(point, row) -> rows, without a spectrum in between
 //
-// Sources have `is_real` and `load(row)`, sinks have `store(row, point)`, both `fetch(row)`. A middle is called with each point
-// of the spectrum, in registers, and its place in tree order: the row of its innermost block, and the point in it. The points
-// not in the mask `kept` are zero for the inverse pass. `begin(row)` comes before each innermost block, and
-// `fetch_ahead()` at every few points of every pass below the outermost, to spread what the middle reads over all the work.
+// Sources have `is_real` and `load(row)`, sinks have `store(row, point)`, both `fetch(row)`. A middle is called with
+// each point of the spectrum, in registers, and its place in tree order: the row of its innermost block, and the point
+// in it. The points not in the mask `kept` are zero for the inverse pass. `begin(row)` comes before each innermost
+// block, and `fetch_ahead()` at every few points of every pass below the outermost, to spread what the middle reads
+// over all the work.
 #include <type_traits>
 
 #include "chela/conv/fft_plan.hpp"
@@ -19,7 +20,8 @@
 
 namespace chela::cpu::detail {
 
-/// Rows of a whole packet of neighbouring real channels in the caller's memory or in `work`. Rows from `count` on are zero.
+/// Rows of a whole packet of neighbouring real channels in the caller's memory or in `work`. Rows from `count` on are
+/// zero.
 template <class A>
 struct RealRows {
   static constexpr bool is_real = true;
@@ -89,8 +91,8 @@ CHELA_ALWAYS_INLINE NodeTwiddles<A, Radix> node_twiddles(const A* tree, Index n)
   return t;
 }
 
-/// Rows this far below are fetched early in the outermost passes, from this many points on: below, all is near anyway. They go
-/// to the second-level cache: rows of a wide array share a few sets of the first.
+/// Rows this far below are fetched early in the outermost passes, from this many points on: below, all is near anyway.
+/// They go to the second-level cache: rows of a wide array share a few sets of the first.
 inline constexpr Index rows_ahead = 8, least_points_to_fetch = 2048;
 
 /// Forward pass over the block of one node.
