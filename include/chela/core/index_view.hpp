@@ -10,7 +10,7 @@ namespace chela {
 /// A borrowed array of 32- or 64-bit integers, whichever the caller has: offsets of packed sequences, slots of a pool.
 class IndexView {
  public:
-  CHELA_HOST_DEVICE constexpr IndexView() = default;
+  constexpr IndexView() = default;
 
   template <class I>
   requires std::same_as<std::remove_const_t<I>, std::int32_t> || std::same_as<std::remove_const_t<I>, std::int64_t>

@@ -1,0 +1,248 @@
+#pragma once
+// Linear attention on warpgroups (sm_90a), one block per head and tile of value columns. The chunk step of chunk/step.hpp,
+//
+//   O^T  = S^T Q^T + V^T P^T,   P = scores kept where the key is not after the query
+//   S^T += V^T K
+//
+// with S^T in registers: its accumulators, rounded, are the register operand of the next chunk's first product, so the state
+// never goes through shared memory. Warpgroup 0 makes nothing but scores (and decay weights), one chunk ahead of the others;
+// each other warpgroup has 64 value columns of S^T and of O^T. With a warpgroup of its own for the scores the recurrence is
+// the shortest chain: with 32 to 64 heads 10 to 18% faster than making them on the way, and at best as fast with more.
+#include "chela/cuda/arch/warpgroup.cuh"
+#include "chela/cuda/attention/warpgroup_tiles.cuh"
+
+namespace chela::cuda::detail {
+
+/// Warpgroup 0: P of every chunk, into two buffers in turn.
+template <class T, class D, int KeyDim, class Tiles>
+__device__ void make_scores(const LinearPass& pass, const Tiles& tiles, WarpgroupBarriers& barriers, const Place& place,
+                            int thread) {
+  const int warp = thread / 32, lane = thread % 32;
+  const int row = 16 * warp + lane / 4;  // this lane's query tokens: row and row + 8
+  GateSource source;
+  if constexpr (D::decays) source = gates_of(pass, place);
+  [[maybe_unused]] auto gates_ahead = [&] {
+    if constexpr (D::decays)
+      return GateRing(tiles.gate_ring(warp), source, place.first_chunk, place.end_chunk, lane);
+    else
+      return 0;
+  }();
+
+  RingPosition at, buffer;
+  for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
+    float2 column_sums[8];
+    float row_sums[2];
+    int reach[2] = {row, row + 8};
+    if constexpr (D::decays) {
+      const ChunkGates gates = gates_ahead.take();
+      if (warp == 0) tiles.gates(buffer.place).write(gates, lane);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) column_sums[j] = gates.sums_of_columns(j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
+    }
+
+    arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
+    float scores[32];  // [64 queries, 64 keys]
+    const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place);
+    arch::fence_products();
+#pragma unroll
+    for (int i = 0; i < KeyDim / 16; ++i) {
+      const unsigned offset = unsigned(i / 4 * Tiles::panel + i % 4 * 32);
+      arch::start_product<T, arch::Major::sum, arch::Major::sum>(scores, arch::operand<arch::Major::sum>(q + offset),
+                                                                 arch::operand<arch::Major::sum>(k + offset), i > 0);
+    }
+    arch::commit_products();
+    float weights[32];
+    if constexpr (D::decays) {  // while the product runs
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        weights[i] = ChunkGates::weight(row_sums[i % 4 / 2], i % 2 ? column_sums[i / 4].y : column_sums[i / 4].x);
+      arch::pin(weights);
+    }
+    arch::wait_products<0>();
+    arch::pin(scores);
+
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int query = row + 8 * (i % 4 / 2), key = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+      const bool seen = D::decays ? unsigned(query - key) <= unsigned(reach[i % 4 / 2]) : key <= query;
+      if constexpr (D::decays) scores[i] *= weights[i];
+      scores[i] = seen ? scores[i] : 0.f;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const float* s = scores + 4 * j;
+      arch::store_matrices(
+          tiles.scores(buffer.place) +
+              unsigned(arch::swizzled<chunk_len>(16 * warp + lane / 8 % 2 * 8 + lane % 8, j + lane / 16)),
+          arch::pack<T>(s[0], s[1]), arch::pack<T>(s[2], s[3]), arch::pack<T>(s[4], s[5]), arch::pack<T>(s[6], s[7]));
+    }
+    arch::fence_copies();
+    __syncwarp();
+    if (lane == 0) arch::arrive(arch::shared_address(&barriers.scored[buffer.place]));
+    at.advance(tiles.stages);
+    buffer.advance(2);
+  }
+}
+
+/// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by the
+/// copy engine, or row by row where the tile holds tokens of the next sequence.
+template <class T>
+__device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
+                             const Place& place, int chunk, int group, int thread) {
+  const int warp = thread / 32, lane = thread % 32, barrier = 1 + group;
+  const int token = chunk * chunk_len, rows = min(place.tokens - token, chunk_len);
+  const float scale = args.pass.scale;
+  const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
+  if (thread == 0) arch::wait_stores_read();
+  arch::sync_threads(barrier, 128);  // the chunk before has left the staging tile
+#pragma unroll
+  for (int j = 0; j < 8; j += 2)
+    arch::store_matrices_transposed(
+        staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)),
+        pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
+  arch::fence_copies();
+  arch::sync_threads(barrier, 128);
+  const int column = place.value_begin + 64 * group, first = place.first_token + token;
+  if (rows == chunk_len || !args.pass.sequences.cu_seqlens.present()) {
+    if (thread == 0) arch::store_tensor(&args.o, staged, 0, first, column / 64, place.head, place.batch);
+  } else {
+    for (int unit = thread; unit < 8 * rows; unit += 128)
+      *reinterpret_cast<uint4*>(&args.output(place.batch, first + unit / 8, place.head, column + 8 * (unit % 8))) =
+          arch::load_shared_unit(staged + unsigned(arch::swizzled<chunk_len>(unit / 8, unit % 8)));
+  }
+}
+
+/// Warpgroups 1 and on: outputs and states of 64 value columns each.
+template <class T, class D, int KeyDim, class Tiles>
+__device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
+                            const Place& place, int group, int thread) {
+  const LinearPass& pass = args.pass;
+  const int warp = thread / 32, lane = thread % 32;
+  const int value = place.value_begin + 64 * group + 16 * warp + lane / 4;
+  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, group == 0 && thread == 0);
+
+  float state_t[KeyDim / 2];  // [64 value columns, KeyDim]
+  load_first_state(state_t, pass, place, value, lane);
+  std::uint32_t rounded[KeyDim / 4];
+  const auto round_state = [&] {
+#pragma unroll
+    for (int i = 0; i < KeyDim / 4; ++i) rounded[i] = arch::pack<T>(state_t[2 * i], state_t[2 * i + 1]);
+  };
+  round_state();
+
+  RingPosition at, buffer;
+  for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+    const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place), v = tiles.values(at.place, group);
+    const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
+    const SharedGates gates = tiles.gates(buffer.place);
+    loader.load_next();
+    __syncwarp();
+    if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
+      arch::wait_barrier(scored, buffer.parity);
+      const float age = gates.age();
+#pragma unroll
+      for (int i = 0; i < KeyDim / 2; ++i) state_t[i] *= age;
+      arch::pin(state_t);
+    }
+    arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
+    if (const int rows = place.tokens - chunk * chunk_len; rows < chunk_len && pass.sequences.cu_seqlens.present()) {
+      clear_rows<KeyDim / 64>(k, rows, thread);
+      clear_rows<1>(v, rows, thread);
+      arch::fence_copies();
+      arch::sync_threads(1 + group, 128);
+    }
+
+    float output_t[32];  // [64 value columns, 64 tokens]
+    arch::fence_products();
+#pragma unroll
+    for (int i = 0; i < KeyDim / 16; ++i)
+      arch::start_product<T, arch::Major::sum>(
+          output_t, rounded + 4 * i, arch::operand<arch::Major::sum>(q + unsigned(i / 4 * Tiles::panel + i % 4 * 32)),
+          i > 0);
+    arch::commit_products();
+    [[maybe_unused]] std::uint32_t values_t[4][4];
+    if constexpr (D::decays) {
+      load_values_transposed(values_t, v, warp, lane);
+      weigh_values<T>(values_t, [&](int j) { return gates.leave_pair(8 * j + 2 * (lane % 4)); });
+      arch::fence_products();
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        arch::start_product<T, arch::Major::side>(state_t, values_t[i],
+                                                  arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+      arch::commit_products();
+      arch::wait_products<1>();
+      arch::pin(output_t);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 enter = gates.enter_pair(8 * j + 2 * (lane % 4));
+        output_t[4 * j] *= enter.x, output_t[4 * j + 1] *= enter.y;
+        output_t[4 * j + 2] *= enter.x, output_t[4 * j + 3] *= enter.y;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        arch::start_product<T, arch::Major::side, arch::Major::side>(
+            state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
+            arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+      arch::commit_products();
+      arch::wait_barrier(scored, buffer.parity);
+    }
+    arch::fence_products();
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      arch::start_product<T, arch::Major::side, arch::Major::sum>(
+          output_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
+          arch::operand<arch::Major::sum>(tiles.scores(buffer.place) + unsigned(32 * i)), true);
+    arch::commit_products();
+    arch::wait_products<1>();
+    arch::pin(state_t);
+    if constexpr (D::decays) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) arch::keep(values_t[i]);
+    }
+    round_state();
+    arch::wait_products<0>();
+    arch::pin(output_t);
+    if (lane == 0) {
+      arch::arrive(arch::shared_address(&barriers.released[at.place]));
+      arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
+    }
+    store_output(args, output_t, tiles.output(group), place, chunk, group, thread);
+    if (pass.boundary_states.present())
+      store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    at.advance(tiles.stages);
+    buffer.advance(2);
+  }
+  store_last_state(state_t, pass, place, value, lane);
+  if (thread == 0) arch::wait_stores();
+}
+
+/// Blocks of 128 (1 + ValueGroups) threads, each for 64 ValueGroups value columns.
+template <class T, class D, int KeyDim, int ValueGroups>
+__global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
+    warpgroup_pass(const __grid_constant__ WarpgroupPass<T> args) {
+  if constexpr (arch::has_warpgroups) {
+    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays>;
+    extern __shared__ char memory[];
+    __shared__ WarpgroupBarriers barriers;
+    __shared__ Place place;
+    const Tiles tiles(memory, args.pass.stages);
+    if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
+    init_barriers(barriers, tiles.stages, 4 * ValueGroups);
+    // Three warpgroups are given 168 registers a thread at launch, which is more than scores need and less than a state does.
+    constexpr bool moves_registers = ValueGroups == 2;
+    const int warpgroup = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;
+    if (warpgroup == 0) {
+      if constexpr (moves_registers) arch::give_registers<120>();
+      make_scores<T, D, KeyDim>(args.pass, tiles, barriers, place, thread);
+    } else {
+      if constexpr (moves_registers) arch::take_registers<192>();
+      carry_state<T, D, KeyDim>(args, tiles, barriers, place, warpgroup - 1, thread);
+    }
+  }
+}
+
+}  // namespace chela::cuda::detail

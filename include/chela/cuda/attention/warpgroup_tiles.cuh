@@ -1,0 +1,142 @@
+#pragma once
+// Shared memory of the warpgroup kernels: a ring of chunks that the copy engine fills, and what warpgroups hand to each other.
+#include "chela/cuda/arch/tensor_copy.cuh"
+#include "chela/cuda/attention/linear_pass.cuh"
+
+namespace chela::cuda::detail {
+
+/// What the copy engine is told, and where outputs lie.
+template <class T>
+struct WarpgroupPass {
+  CUtensorMap q, k, v, o;
+  TensorView<T, 4> output;
+  LinearPass pass;
+};
+
+/// Most chunks in flight.
+inline constexpr int most_stages = 8;
+
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
+struct WarpgroupBarriers {
+  std::uint64_t loaded[most_stages], released[most_stages], scored[2], scores_released[2];
+};
+
+/// Position in a ring: which place, and the parity of how often it came round.
+struct RingPosition {
+  int place = 0;
+  std::uint32_t parity = 0;
+
+  __device__ void advance(int places) {
+    if (++place == places) place = 0, parity ^= 1;
+  }
+};
+
+/// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
+template <int KeyDim, int ValueGroups, bool Outputs, bool Decays>
+struct WarpgroupTiles {
+  static constexpr int panel = chunk_len * 128;
+  static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
+  static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
+  static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
+  static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + 2 * SharedGates::bytes : 0;
+
+  /// Dynamic shared memory, with room to begin at a multiple of 1024.
+  static constexpr int bytes(int stages) {
+    return 1024 + stages * stage + (Outputs ? 2 * panel + value_tile : 0) + gate_bytes;
+  }
+
+  std::uint32_t base;
+  int stages;
+
+  __device__ WarpgroupTiles(const void* memory, int stages_)
+      : base((arch::shared_address(memory) + 1023u) & ~1023u), stages(stages_) {}
+  __device__ std::uint32_t keys(int place) const { return base + unsigned(place * stage); }
+  __device__ std::uint32_t queries(int place) const { return keys(place) + key_tile + value_tile; }
+  __device__ std::uint32_t values(int place, int group) const {
+    return keys(place) + unsigned(key_tile + group * panel);
+  }
+  __device__ std::uint32_t scores(int buffer) const { return base + unsigned(stages * stage + buffer * panel); }
+  __device__ std::uint32_t output(int group) const { return scores(2 + group); }
+  __device__ std::uint32_t gate_ring(int warp) const {
+    return scores(Outputs ? 2 + ValueGroups : 0) + unsigned(warp * GateRing::bytes);
+  }
+  __device__ SharedGates gates(int buffer) const {
+    return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
+  }
+};
+
+/// The loading side of the ring of chunks, driven by one thread: always `stages - 1` chunks ahead of their use.
+template <class T, class Tiles, bool Outputs>
+class ChunkLoader {
+ public:
+  /// Only the thread that `loads` starts copies.
+  __device__ ChunkLoader(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
+                         const Place& place, bool loads)
+      : args_(args),
+        tiles_(tiles),
+        barriers_(barriers),
+        place_(place),
+        chunk_(loads ? place.first_chunk : place.end_chunk) {
+    for (int i = 0; i < tiles.stages - 1; ++i) load_next();
+  }
+
+  __device__ void load_next() {
+    if (chunk_ >= place_.end_chunk) return;
+    const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
+    arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
+    arch::arrive_expecting(loaded, Tiles::stage);
+    const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
+    if constexpr (Outputs)
+      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
+    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
+    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
+                      place_.value_head, batch);
+    at_.advance(tiles_.stages);
+    ++chunk_;
+  }
+
+ private:
+  const WarpgroupPass<T>& args_;
+  const Tiles& tiles_;
+  WarpgroupBarriers& barriers_;
+  const Place& place_;
+  int chunk_;
+  RingPosition at_;
+};
+
+/// One thread prepares all barriers; every thread calls.
+__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int consumer_warps) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
+      arch::init_barrier(arch::shared_address(&barriers.released[i]), consumer_warps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      arch::init_barrier(arch::shared_address(&barriers.scored[i]), 4);
+      arch::init_barrier(arch::shared_address(&barriers.scores_released[i]), consumer_warps);
+    }
+    arch::fence_barriers();
+  }
+  __syncthreads();
+}
+
+/// Zeros rows `begin` to 63 of a tile of `Panels` panels, by one warpgroup: tokens of another sequence, read along with the
+/// last ones of this.
+template <int Panels>
+__device__ void clear_rows(std::uint32_t tile, int begin, int thread) {
+  for (int unit = thread; unit < (chunk_len - begin) * 8 * Panels; unit += 128)
+    arch::store_shared_unit(
+        tile + unsigned(arch::swizzled<chunk_len>(begin + unit / (8 * Panels), unit % (8 * Panels))),
+        uint4{0, 0, 0, 0});
+}
+
+/// V^T of a warpgroup's 64 value columns as register operands, 16 tokens each.
+__device__ inline void load_values_transposed(std::uint32_t (&values_t)[4][4], std::uint32_t tile, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    arch::load_matrices_transposed(
+        values_t[i],
+        tile + unsigned(arch::swizzled<chunk_len>(16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+}
+
+}  // namespace chela::cuda::detail
