@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "support/device.cuh"
@@ -16,11 +15,37 @@ using test::DeviceMemory;
 using test::require_cuda;
 using test::Stream;
 
-/// Queues `launches` calls of f(i) as one graph and times its replays.
+/// Times what is queued on a stream.
+class Clock {
+ public:
+  explicit Clock(const Stream& stream) : stream_(stream) {
+    require_cuda(cudaEventCreate(&begin_)), require_cuda(cudaEventCreate(&end_));
+  }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+  ~Clock() { cudaEventDestroy(begin_), cudaEventDestroy(end_); }
+
+  template <class F>
+  double seconds(F queue) const {
+    require_cuda(cudaEventRecord(begin_, stream_));
+    queue();
+    require_cuda(cudaEventRecord(end_, stream_));
+    require_cuda(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    return double(milliseconds) * 1e-3;
+  }
+
+ private:
+  const Stream& stream_;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+/// `launches` calls of f(i) as one graph, whose replays are timed.
 class TimedGraph {
  public:
   template <class F>
-  TimedGraph(const Stream& stream, int launches, F f) : stream_(stream), launches_(launches) {
+  TimedGraph(const Stream& stream, int launches, F f) : stream_(stream), clock_(stream), launches_(launches) {
     for (int i = 0; i < launches; ++i) f(i);
     stream.wait();
     require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -29,29 +54,22 @@ class TimedGraph {
     require_cuda(cudaStreamEndCapture(stream, &graph));
     require_cuda(cudaGraphInstantiate(&executable_, graph, 0));
     cudaGraphDestroy(graph);
-    require_cuda(cudaEventCreate(&begin_)), require_cuda(cudaEventCreate(&end_));
     for (int i = 0; i < 3; ++i) seconds();
   }
   TimedGraph(const TimedGraph&) = delete;
   TimedGraph& operator=(const TimedGraph&) = delete;
-  ~TimedGraph() { cudaGraphExecDestroy(executable_), cudaEventDestroy(begin_), cudaEventDestroy(end_); }
+  ~TimedGraph() { cudaGraphExecDestroy(executable_); }
 
   /// Of one launch, as the share of one replay.
-  double seconds() {
-    require_cuda(cudaEventRecord(begin_, stream_));
-    require_cuda(cudaGraphLaunch(executable_, stream_));
-    require_cuda(cudaEventRecord(end_, stream_));
-    require_cuda(cudaEventSynchronize(end_));
-    float milliseconds = 0;
-    require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_));
-    return double(milliseconds) * 1e-3 / launches_;
+  double seconds() const {
+    return clock_.seconds([&] { require_cuda(cudaGraphLaunch(executable_, stream_)); }) / launches_;
   }
 
  private:
   const Stream& stream_;
+  Clock clock_;
   int launches_;
   cudaGraphExec_t executable_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
 inline double median(std::vector<double> x) {
@@ -66,18 +84,18 @@ inline double device_copy_rate() {
     const DeviceMemory from(bytes), to(bytes);
     require_cuda(cudaMemset(from.data(), 1, bytes));
     const Stream stream;
-    TimedGraph graph(stream, 4, [&](int) {
-      require_cuda(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream));
-    });
+    const Clock clock(stream);
     std::vector<double> seconds;
-    for (int i = 0; i < 15; ++i) seconds.push_back(graph.seconds());
+    for (int i = 0; i < 18; ++i)
+      seconds.push_back(clock.seconds(
+          [&] { require_cuda(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream)); }));
     return 2.0 * double(bytes) / median(seconds);
   }();
   return rate;
 }
 
 /// Runs the benchmark loop and returns the median time of one launch, from which shares are computed.
-inline double time_launches(benchmark::State& state, TimedGraph& graph) {
+inline double time_launches(benchmark::State& state, const TimedGraph& graph) {
   std::vector<double> seconds;
   for (auto _ : state) {
     seconds.push_back(graph.seconds());

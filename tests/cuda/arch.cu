@@ -245,7 +245,7 @@ TEST_CASE("pairs and powers") {
   for (Index i = 0; i < 64; ++i) {
     CHECK(got_bf16(i) == float(__nv_bfloat16(x(i))));
     CHECK(got_half(i) == float(__half(x(i))));
-    const double want = std::exp2(i % 2 ? -double(x(i)) : -100 * std::abs(double(x(i))));
+    const double want = std::exp2(double(i % 2 ? -x(i) : -100 * std::abs(x(i))));
     CHECK(std::abs(got_powers(i) - want) <= 1e-6 * want);
   }
 }

@@ -44,6 +44,13 @@ __device__ inline void pin(float (&x)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 
+/// As pin for rounded pairs: has them made before this point.
+template <int N>
+__device__ inline void pin(std::uint32_t (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
+
 /// Keeps registers that a product under way reads from being used for anything else up to this point.
 template <int N>
 __device__ inline void keep(const std::uint32_t (&x)[N]) {

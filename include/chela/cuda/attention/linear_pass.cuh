@@ -71,10 +71,15 @@ __device__ inline GateSource gates_of(const LinearPass& pass, const Place& place
 /// keys 8 j + 2 (lane % 4) and the next, for each of the two rows. f(register, element) is called for those inside the state.
 template <int Registers, class S, class F>
 __device__ void for_each_state_element(TensorView<S, 2> state, int row, int lane, F f) {
+  const int key = 2 * (lane % 4), keys = int(state.extents[0]), values = int(state.extents[1]);
+  S* const first = &state(key, row);
+  const Index next_key = state.strides[0], next_row = 8 * state.strides[1];
 #pragma unroll
-  for (int i = 0; i < Registers; ++i) {
-    const int key = 8 * (i / 4) + 2 * (lane % 4) + i % 2, value = row + 4 * (i % 4 & 2);
-    if (key < state.extents[0] && value < state.extents[1]) f(i, state(key, value));
+  for (int j = 0; j < Registers / 4; ++j) {
+    if (8 * j + key >= keys) break;
+    S* const at = first + 8 * j * next_key;
+    if (row < values) f(4 * j, at[0]), f(4 * j + 1, at[next_key]);
+    if (row + 8 < values) f(4 * j + 2, at[next_row]), f(4 * j + 3, at[next_row + next_key]);
   }
 }
 

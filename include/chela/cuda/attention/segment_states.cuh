@@ -37,11 +37,10 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
 #pragma unroll
     for (int i = 0; i < KeyDim / 2; ++i) state_t[i] = 0;
     float segment_age = 1;
+    const int shared = shared_chunk(pass, place), end = place.end_chunk;
     RingPosition at;
-    for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+    for (int chunk = place.first_chunk; chunk < end; ++chunk) {
       const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
-      loader.load_next();
-      __syncwarp();
       [[maybe_unused]] float2 leave[8];
       if constexpr (D::decays) {
         const ChunkGates gates = gates_ahead.take();
@@ -55,6 +54,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
         segment_age *= age;
       }
       arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
+      if (chunk == shared) clear_other_tokens<KeyDim>(k, v, place.tokens - chunk * chunk_len, 1 + group, thread);
       if constexpr (D::decays) {
         std::uint32_t values_t[4][4];
         load_values_transposed(values_t, v, warp, lane);
@@ -65,6 +65,8 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
           arch::start_product<T, arch::Major::side>(state_t, values_t[i],
                                                     arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
         arch::commit_products();
+        loader.load_next();
+        __syncwarp();
         arch::wait_products<0>();
         arch::pin(state_t);
 #pragma unroll
@@ -77,6 +79,8 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
               state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
               arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
         arch::commit_products();
+        loader.load_next();
+        __syncwarp();
         arch::wait_products<0>();
         arch::pin(state_t);
       }

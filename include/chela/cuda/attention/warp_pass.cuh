@@ -47,41 +47,65 @@ struct WarpTiles {
   }
 };
 
-/// Starts the copies of one chunk, zeros for tokens past the end. All threads.
-template <class Tiles, class T, class D>
-__device__ void load_chunk(const WarpPass<T>& args, const Tiles& tiles, const Place& place, int chunk, int thread) {
-  const int first = chunk * Tiles::tokens;
-  const auto load = [&](std::uint32_t tile, TensorView<const T, 4> from, int head, int column, int units,
-                        auto row_units) {
-    const T* origin = &from(place.batch, place.first_token, head, column);
+/// The rows of one head of q, k, v or o, from a sequence's first token on.
+template <class T>
+struct HeadRows {
+  T* data;
+  Index stride;  ///< from one token to the next
+  int units;     ///< of 16 bytes, per row
+
+  __device__ HeadRows(TensorView<T, 4> view, const Place& place, int head, int column)
+      : data(&view(place.batch, place.first_token, head, column)),
+        stride(view.strides[1]),
+        units(int(view.extents[3] - column) / 8) {}
+};
+
+/// What a block reads and writes, in shared memory like its place.
+template <class T>
+struct WarpRows {
+  HeadRows<const T> q, k, v;
+  HeadRows<T> o;
+};
+
+/// Calls f(row, unit, address) for this thread's share of a tile with `Units` units of 16 bytes per row.
+template <class Tiles, int Units, class T, class F>
+__device__ void for_each_unit(const HeadRows<T>& rows, int first, int thread, F f) {
+  constexpr int step = Tiles::threads / Units;  // rows from one of this thread's units to its next
+  static_assert(Tiles::threads % Units == 0);
+  const int unit = thread % Units;
+  int row = thread / Units;
+  T* at = rows.data + (first + row) * rows.stride + 8 * unit;
+  const Index advance = step * rows.stride;
 #pragma unroll
-    for (int i = 0; i < Tiles::tokens * row_units(); i += Tiles::threads) {
-      const int row = (i + thread) / row_units(), unit = (i + thread) % row_units();
-      const bool valid = first + row < place.tokens;
-      if (unit < units && (Tiles::tokens * row_units() % Tiles::threads == 0 || row < Tiles::tokens))
-        arch::copy_async_16(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)),
-                            origin + (valid ? (first + row) * from.strides[1] : 0) + 8 * unit, valid);
-    }
+  for (int i = 0; i < (Tiles::tokens + step - 1) / step; ++i, row += step, at += advance)
+    if (Tiles::tokens % step == 0 || row < Tiles::tokens) f(row, unit, at);
+}
+
+/// Starts the copies of one chunk, with zeros for tokens past the end and columns past the last. All threads.
+template <class Tiles, class T, class D>
+__device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, const Tiles& tiles, const Place& place,
+                           int chunk, int thread) {
+  const int first = chunk * Tiles::tokens, left = place.tokens - first;
+  const auto load = [&](std::uint32_t tile, int units) {
+    return [=](int row, int unit, const T* from) {
+      arch::copy_async_16(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)), from, row < left && unit < units);
+    };
   };
-  constexpr auto key_units = [] { return Tiles::key_units; };
-  constexpr auto value_units = [] { return Tiles::value_units; };
-  load(tiles.queries(chunk), args.q, place.query_head, 0, args.pass.key_dim / 8, key_units);
-  load(tiles.keys(chunk), args.k, place.key_head, 0, args.pass.key_dim / 8, key_units);
-  load(tiles.values(chunk), args.v, place.value_head, place.value_begin, (args.pass.value_dim - place.value_begin) / 8,
-       value_units);
+  for_each_unit<Tiles, Tiles::key_units>(rows.q, first, thread, load(tiles.queries(chunk), rows.q.units));
+  for_each_unit<Tiles, Tiles::key_units>(rows.k, first, thread, load(tiles.keys(chunk), rows.k.units));
+  for_each_unit<Tiles, Tiles::value_units>(rows.v, first, thread, load(tiles.values(chunk), rows.v.units));
   if constexpr (D::decays) {
     if (thread < chunk_len) {
-      const GateSource source = gates_of(args.pass, place);
-      const bool valid = thread < Tiles::tokens && first + thread < source.tokens;
+      const GateSource source = gates_of(pass, place);
       arch::copy_async_4(tiles.log_decays(chunk) + 4u * unsigned(thread),
-                         source.data + (valid ? (first + thread) * source.token_stride : 0), valid);
+                         source.data + (first + thread) * source.token_stride, thread < Tiles::tokens && thread < left);
     }
   }
 }
 
 /// P of one chunk by warp `part` of `Parts`: rows of 16 queries, shared out by columns where there are more warps than rows.
 template <class T, class D, int Parts, class Tiles>
-__device__ void make_scores(const Tiles& tiles, int key_dim, int chunk, int part, int lane) {
+__device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
   constexpr int rows = Tiles::tokens / 16, shares = Parts / rows < rows ? Parts / rows : rows;
   constexpr int columns = Tiles::tokens / shares / 8;  // matrices of 8 columns
   const int first_row = part % rows * 16, first_column = part / rows * 8 * columns;
@@ -94,7 +118,6 @@ __device__ void make_scores(const Tiles& tiles, int key_dim, int chunk, int part
   for (int i = 0; i < 4 * columns; ++i) scores[i] = 0;
 #pragma unroll
   for (int i = 0; i < Tiles::key_units / 2; ++i) {
-    if (16 * i >= key_dim) break;
     std::uint32_t a[4];
     arch::load_matrices(a, q + unsigned(arch::swizzled<Tiles::tokens>(first_row + lane % 16, 2 * i + lane / 16)));
 #pragma unroll
@@ -152,7 +175,6 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
     for (int i = 0; i < 8; ++i) output[m][i] = 0;
 #pragma unroll
   for (int i = 0; i < Tiles::key_units / 2; ++i) {  // O = Q S
-    if (16 * i >= pass.key_dim) break;
     const float* s = state_t + 8 * i;
     const std::uint32_t low[2] = {arch::pack<T>(s[0], s[1]), arch::pack<T>(s[4], s[5])};
     const std::uint32_t high[2] = {arch::pack<T>(s[2], s[3]), arch::pack<T>(s[6], s[7])};
@@ -207,7 +229,6 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
   for (int i = 0; i < rows; ++i)  // S^T += V^T K
 #pragma unroll
     for (int j = 0; j < Registers / 4; j += 2) {
-      if (8 * j >= pass.key_dim) break;
       std::uint32_t b[4];
       arch::load_matrices_transposed(b, k + unsigned(arch::swizzled<Tiles::tokens>(16 * i + lane % 16, j + lane / 16)));
       arch::multiply_add<T>(state_t + 4 * j, values_t[i], b[0], b[1]);
@@ -217,16 +238,13 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
 
 /// Stores the outputs of one chunk, which lie in shared memory. All threads.
 template <class Tiles, class T>
-__device__ void store_chunk(const WarpPass<T>& args, const Tiles& tiles, const Place& place, int chunk, int thread) {
-  const int first = chunk * Tiles::tokens, units = (args.pass.value_dim - place.value_begin) / 8;
-  T* origin = &args.o(place.batch, place.first_token, place.head, place.value_begin);
-#pragma unroll
-  for (int i = 0; i < Tiles::tokens * Tiles::value_units; i += Tiles::threads) {
-    const int row = (i + thread) / Tiles::value_units, unit = (i + thread) % Tiles::value_units;
-    if (unit < units && first + row < place.tokens && row < Tiles::tokens)
-      *reinterpret_cast<uint4*>(origin + (first + row) * args.o.strides[1] + 8 * unit) =
-          arch::load_shared_unit(tiles.output(chunk) + unsigned(arch::swizzled<Tiles::tokens>(row, unit)));
-  }
+__device__ void store_chunk(const WarpRows<T>& rows, const Tiles& tiles, const Place& place, int chunk, int thread) {
+  const int first = chunk * Tiles::tokens, left = place.tokens - first, units = rows.o.units;
+  const std::uint32_t tile = tiles.output(chunk);
+  for_each_unit<Tiles, Tiles::value_units>(rows.o, first, thread, [=](int row, int unit, T* to) {
+    if (row < left && unit < units)
+      *reinterpret_cast<uint4*>(to) = arch::load_shared_unit(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)));
+  });
 }
 
 /// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys. With ScoreWarps, warps of their
@@ -237,22 +255,30 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
   using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>;
   extern __shared__ __align__(128) char memory[];
   __shared__ Place place;
-  if (threadIdx.x == 0) place = place_of_block(args.pass, 16 * ValueWarps);
-  __syncthreads();
-
+  __shared__ alignas(WarpRows<T>) char rows_memory[sizeof(WarpRows<T>)];
   const LinearPass& pass = args.pass;
+  if (threadIdx.x == 0) {
+    place = place_of_block(pass, 16 * ValueWarps);
+    new (rows_memory) WarpRows<T>{{args.q, place, place.query_head, 0},
+                                  {args.k, place, place.key_head, 0},
+                                  {args.v, place, place.value_head, place.value_begin},
+                                  {args.o, place, place.head, place.value_begin}};
+  }
+  __syncthreads();
+  const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
+
   const Tiles tiles{arch::shared_address(memory)};
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int chunks = (place.tokens + Tokens - 1) / Tokens;
-  const bool has_state = warp < ValueWarps && place.value_begin + 16 * warp < pass.value_dim;
+  const bool has_state = warp < ValueWarps;
   constexpr int score_parts = ScoreWarps ? ScoreWarps : ValueWarps;
   const int score_part = ScoreWarps ? warp - ValueWarps : warp;
   const auto load = [&](int chunk) {
-    if (chunk < chunks) load_chunk<Tiles, T, D>(args, tiles, place, chunk, thread);
+    if (chunk < chunks) load_chunk<Tiles, T, D>(pass, rows, tiles, place, chunk, thread);
     arch::commit_copies();
   };
   const auto scores = [&](int chunk) {
-    if (chunk < chunks && score_part >= 0) make_scores<T, D, score_parts>(tiles, pass.key_dim, chunk, score_part, lane);
+    if (chunk < chunks && score_part >= 0) make_scores<T, D, score_parts>(tiles, chunk, score_part, lane);
   };
 
   for (int chunk = 0; chunk < Stages - 1; ++chunk) load(chunk);
@@ -266,7 +292,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     arch::wait_copies<Stages - 3>();
     __syncthreads();  // the next chunk is here; this one's scores and the last one's outputs are in shared memory
     load(chunk + Stages - 1);
-    if (chunk > 0) store_chunk<Tiles>(args, tiles, place, chunk - 1, thread);
+    if (chunk > 0) store_chunk<Tiles>(rows, tiles, place, chunk - 1, thread);
     scores(chunk + 1);
     if (has_state) {
       step<T, D>(tiles, pass, state_t, chunk, warp, lane);
@@ -274,7 +300,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     }
   }
   __syncthreads();
-  if (chunks > 0) store_chunk<Tiles>(args, tiles, place, chunks - 1, thread);
+  if (chunks > 0) store_chunk<Tiles>(rows, tiles, place, chunks - 1, thread);
   if (has_state) store_last_state(state_t, pass, place, value, lane);
 }
 

@@ -29,7 +29,8 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
   }();
 
   RingPosition at, buffer;
-  for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+  const int end = place.end_chunk;
+  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
     float2 column_sums[8];
     float row_sums[2];
@@ -88,29 +89,29 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
 }
 
 /// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by the
-/// copy engine, or row by row where the tile holds tokens of the next sequence.
+/// copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in turn: the
+/// barrier that hands over one also says that the other has been read.
 template <class T>
 __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
-                             const Place& place, int chunk, int group, int thread) {
-  const int warp = thread / 32, lane = thread % 32, barrier = 1 + group;
-  const int token = chunk * chunk_len, rows = min(place.tokens - token, chunk_len);
+                             const Place& place, int chunk, bool shared, int group, int thread) {
+  const int warp = thread / 32, lane = thread % 32;
   const float scale = args.pass.scale;
   const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
-  if (thread == 0) arch::wait_stores_read();
-  arch::sync_threads(barrier, 128);  // the chunk before has left the staging tile
 #pragma unroll
   for (int j = 0; j < 8; j += 2)
     arch::store_matrices_transposed(
         staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)),
         pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
   arch::fence_copies();
-  arch::sync_threads(barrier, 128);
-  const int column = place.value_begin + 64 * group, first = place.first_token + token;
-  if (rows == chunk_len || !args.pass.sequences.cu_seqlens.present()) {
-    if (thread == 0) arch::store_tensor(&args.o, staged, 0, first, column / 64, place.head, place.batch);
+  if (thread == 0) arch::wait_stores_read();
+  arch::sync_threads(1 + group, 128);
+  const int token = place.first_token + chunk * chunk_len, column = place.value_begin + 64 * group;
+  if (!shared) {
+    if (thread == 0) arch::store_tensor(&args.o, staged, 0, token, column / 64, place.head, place.batch);
   } else {
+    const int rows = place.tokens % chunk_len;
     for (int unit = thread; unit < 8 * rows; unit += 128)
-      *reinterpret_cast<uint4*>(&args.output(place.batch, first + unit / 8, place.head, column + 8 * (unit % 8))) =
+      *reinterpret_cast<uint4*>(&args.output(place.batch, token + unit / 8, place.head, column + 8 * (unit % 8))) =
           arch::load_shared_unit(staged + unsigned(arch::swizzled<chunk_len>(unit / 8, unit % 8)));
   }
 }
@@ -130,16 +131,17 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   const auto round_state = [&] {
 #pragma unroll
     for (int i = 0; i < KeyDim / 4; ++i) rounded[i] = arch::pack<T>(state_t[2 * i], state_t[2 * i + 1]);
+    arch::pin(rounded);
   };
   round_state();
 
+  const int shared = shared_chunk(pass, place), end = place.end_chunk;
+  const bool keeps_boundaries = pass.boundary_states.present();
   RingPosition at, buffer;
-  for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place), v = tiles.values(at.place, group);
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
     const SharedGates gates = tiles.gates(buffer.place);
-    loader.load_next();
-    __syncwarp();
     if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
       arch::wait_barrier(scored, buffer.parity);
       const float age = gates.age();
@@ -148,12 +150,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::pin(state_t);
     }
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
-    if (const int rows = place.tokens - chunk * chunk_len; rows < chunk_len && pass.sequences.cu_seqlens.present()) {
-      clear_rows<KeyDim / 64>(k, rows, thread);
-      clear_rows<1>(v, rows, thread);
-      arch::fence_copies();
-      arch::sync_threads(1 + group, 128);
-    }
+    if (chunk == shared) clear_other_tokens<KeyDim>(k, v, place.tokens - chunk * chunk_len, 1 + group, thread);
 
     float output_t[32];  // [64 value columns, 64 tokens]
     arch::fence_products();
@@ -173,6 +170,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
         arch::start_product<T, arch::Major::side>(state_t, values_t[i],
                                                   arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
       arch::commit_products();
+      loader.load_next();
+      __syncwarp();
       arch::wait_products<1>();
       arch::pin(output_t);
 #pragma unroll
@@ -188,6 +187,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
             state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
             arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
       arch::commit_products();
+      loader.load_next();
+      __syncwarp();
       arch::wait_barrier(scored, buffer.parity);
     }
     arch::fence_products();
@@ -210,9 +211,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::arrive(arch::shared_address(&barriers.released[at.place]));
       arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
     }
-    store_output(args, output_t, tiles.output(group), place, chunk, group, thread);
-    if (pass.boundary_states.present())
-      store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
+    if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
   }

@@ -42,7 +42,7 @@ struct WarpgroupTiles {
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
-    return 1024 + stages * stage + (Outputs ? 2 * panel + value_tile : 0) + gate_bytes;
+    return 1024 + stages * stage + (Outputs ? 2 * panel + 2 * value_tile : 0) + gate_bytes;
   }
 
   std::uint32_t base;
@@ -56,9 +56,9 @@ struct WarpgroupTiles {
     return keys(place) + unsigned(key_tile + group * panel);
   }
   __device__ std::uint32_t scores(int buffer) const { return base + unsigned(stages * stage + buffer * panel); }
-  __device__ std::uint32_t output(int group) const { return scores(2 + group); }
+  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + 2 * group + buffer); }
   __device__ std::uint32_t gate_ring(int warp) const {
-    return scores(Outputs ? 2 + ValueGroups : 0) + unsigned(warp * GateRing::bytes);
+    return scores(Outputs ? 2 + 2 * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
   }
   __device__ SharedGates gates(int buffer) const {
     return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
@@ -75,32 +75,35 @@ class ChunkLoader {
       : args_(args),
         tiles_(tiles),
         barriers_(barriers),
-        place_(place),
-        chunk_(loads ? place.first_chunk : place.end_chunk) {
+        left_(loads ? place.end_chunk - place.first_chunk : 0),
+        token_(place.first_token + place.first_chunk * chunk_len),
+        batch_(place.batch),
+        query_head_(place.query_head),
+        key_head_(place.key_head),
+        value_head_(place.value_head),
+        value_panel_(place.value_begin / 64) {
     for (int i = 0; i < tiles.stages - 1; ++i) load_next();
   }
 
   __device__ void load_next() {
-    if (chunk_ >= place_.end_chunk) return;
+    if (left_ == 0) return;
     const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
     arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
     arch::arrive_expecting(loaded, Tiles::stage);
-    const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
     if constexpr (Outputs)
-      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
-    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
-    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
-                      place_.value_head, batch);
+      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token_, 0, query_head_, batch_);
+    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token_, 0, key_head_, batch_);
+    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token_, value_panel_, value_head_, batch_);
     at_.advance(tiles_.stages);
-    ++chunk_;
+    token_ += chunk_len;
+    --left_;
   }
 
  private:
   const WarpgroupPass<T>& args_;
   const Tiles& tiles_;
   WarpgroupBarriers& barriers_;
-  const Place& place_;
-  int chunk_;
+  int left_, token_, batch_, query_head_, key_head_, value_head_, value_panel_;
   RingPosition at_;
 };
 
@@ -120,14 +123,24 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
   __syncthreads();
 }
 
-/// Zeros rows `begin` to 63 of a tile of `Panels` panels, by one warpgroup: tokens of another sequence, read along with the
-/// last ones of this.
-template <int Panels>
-__device__ void clear_rows(std::uint32_t tile, int begin, int thread) {
-  for (int unit = thread; unit < (chunk_len - begin) * 8 * Panels; unit += 128)
-    arch::store_shared_unit(
-        tile + unsigned(arch::swizzled<chunk_len>(begin + unit / (8 * Panels), unit % (8 * Panels))),
-        uint4{0, 0, 0, 0});
+/// The chunk that holds tokens of the next sequence behind its own, or -1: the last one of a sequence in a ragged batch.
+__device__ inline int shared_chunk(const LinearPass& pass, const Place& place) {
+  return pass.sequences.cu_seqlens.present() && place.tokens % chunk_len != 0 ? place.tokens / chunk_len : -1;
+}
+
+/// Zeros the tokens past the first `tokens` of a shared chunk's keys and of a warpgroup's values. At the end of a tensor the
+/// copy engine brings zeros by itself.
+template <int KeyDim>
+__device__ void clear_other_tokens(std::uint32_t keys, std::uint32_t values, int tokens, int barrier, int thread) {
+  const auto clear = [&](std::uint32_t tile, int units) {
+    for (int i = thread; i < (chunk_len - tokens) * units; i += 128)
+      arch::store_shared_unit(tile + unsigned(arch::swizzled<chunk_len>(tokens + i / units, i % units)),
+                              uint4{0, 0, 0, 0});
+  };
+  clear(keys, KeyDim / 8);
+  clear(values, 8);
+  arch::fence_copies();
+  arch::sync_threads(barrier, 128);
 }
 
 /// V^T of a warpgroup's 64 value columns as register operands, 16 tokens each.
