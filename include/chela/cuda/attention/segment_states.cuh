@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
         arch::wait_products<0>();
         arch::pin(state_t);
       }
+      __syncwarp();
       if (lane == 0) arch::arrive(arch::shared_address(&barriers.released[at.place]));
       at.advance(tiles.stages);
     }

@@ -31,17 +31,24 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
   RingPosition at, buffer;
   const int end = place.end_chunk;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
-    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
-    float2 column_sums[8];
-    float row_sums[2];
+    float weights[32];
     int reach[2] = {row, row + 8};
+    [[maybe_unused]] auto gates = [&] {
+      if constexpr (D::decays)
+        return gates_ahead.take();
+      else
+        return 0;
+    }();
     if constexpr (D::decays) {
-      const ChunkGates gates = gates_ahead.take();
-      if (warp == 0) tiles.gates(buffer.place).write(gates, lane);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) column_sums[j] = gates.sums_of_columns(j);
+      float row_sums[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 sums = gates.sums_of_columns(j);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[4 * j + i] = ChunkGates::weight(row_sums[i / 2], i % 2 ? sums.y : sums.x);
+      }
     }
 
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
@@ -55,12 +62,10 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
                                                                  arch::operand<arch::Major::sum>(k + offset), i > 0);
     }
     arch::commit_products();
-    float weights[32];
-    if constexpr (D::decays) {  // while the product runs
-#pragma unroll
-      for (int i = 0; i < 32; ++i)
-        weights[i] = ChunkGates::weight(row_sums[i % 4 / 2], i % 2 ? column_sums[i / 4].y : column_sums[i / 4].x);
-      arch::pin(weights);
+    // Only what is written to shared memory must wait for the state's warpgroups.
+    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
+    if constexpr (D::decays) {
+      if (warp == 0) tiles.gates(buffer.place).write(gates, lane);
     }
     arch::wait_products<0>();
     arch::pin(scores);
@@ -88,20 +93,20 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
   }
 }
 
-/// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by the
-/// copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in turn: the
-/// barrier that hands over one also says that the other has been read.
+/// O^T [64 value columns, 64 tokens] of a warpgroup, rounded in pairs, on its way out: turned and staged in shared memory, then
+/// stored by the copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in
+/// turn: the barrier that hands over one also says that the other has been read.
 template <class T>
-__device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
+__device__ void store_output(const WarpgroupPass<T>& args, const std::uint32_t (&output_t)[16], std::uint32_t staged,
                              const Place& place, int chunk, bool shared, int group, int thread) {
   const int warp = thread / 32, lane = thread % 32;
-  const float scale = args.pass.scale;
-  const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
 #pragma unroll
-  for (int j = 0; j < 8; j += 2)
+  for (int j = 0; j < 8; j += 2) {
+    const std::uint32_t* o = output_t + 2 * j;
     arch::store_matrices_transposed(
-        staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)),
-        pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
+        staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)), o[0],
+        o[1], o[2], o[3]);
+  }
   arch::fence_copies();
   if (thread == 0) arch::wait_stores_read();
   arch::sync_threads(1 + group, 128);
@@ -116,8 +121,9 @@ __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_
   }
 }
 
-/// Warpgroups 1 and on: outputs and states of 64 value columns each.
-template <class T, class D, int KeyDim, class Tiles>
+/// Warpgroups 1 and on: outputs and states of 64 value columns each. With LateOutput a chunk's output leaves while the next
+/// one's products run, which shortens the chain and costs 16 registers.
+template <class T, class D, int KeyDim, bool LateOutput, class Tiles>
 __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int group, int thread) {
   const LinearPass& pass = args.pass;
@@ -135,10 +141,21 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   };
   round_state();
 
-  const int shared = shared_chunk(pass, place), end = place.end_chunk;
+  const int shared = shared_chunk(pass, place), first = place.first_chunk, end = place.end_chunk;
+  std::uint32_t rounded_output[16];
+  const auto store = [&](int chunk, int staging, bool is_shared) {
+    store_output(args, rounded_output, tiles.output(group, staging), place, chunk, is_shared, group, thread);
+  };
+  const auto while_products_run = [&](int chunk, int other_staging) {
+    loader.load_next();
+    __syncwarp();
+    if constexpr (LateOutput) {
+      if (chunk > first) store(chunk - 1, other_staging, false);
+    }
+  };
   const bool keeps_boundaries = pass.boundary_states.present();
   RingPosition at, buffer;
-  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+  for (int chunk = first; chunk < end; ++chunk) {
     const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place), v = tiles.values(at.place, group);
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
     const SharedGates gates = tiles.gates(buffer.place);
@@ -170,8 +187,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
         arch::start_product<T, arch::Major::side>(state_t, values_t[i],
                                                   arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
       arch::commit_products();
-      loader.load_next();
-      __syncwarp();
+      while_products_run(chunk, buffer.place ^ 1);
       arch::wait_products<1>();
       arch::pin(output_t);
 #pragma unroll
@@ -187,8 +203,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
             state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
             arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
       arch::commit_products();
-      loader.load_next();
-      __syncwarp();
+      while_products_run(chunk, buffer.place ^ 1);
       arch::wait_barrier(scored, buffer.parity);
     }
     arch::fence_products();
@@ -207,14 +222,22 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     round_state();
     arch::wait_products<0>();
     arch::pin(output_t);
+    __syncwarp();
     if (lane == 0) {
       arch::arrive(arch::shared_address(&barriers.released[at.place]));
       arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
     }
-    store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      rounded_output[i] = arch::pack<T>(pass.scale * output_t[2 * i], pass.scale * output_t[2 * i + 1]);
+    arch::pin(rounded_output);
+    if constexpr (!LateOutput) store(chunk, buffer.place, chunk == shared);
     if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
+  }
+  if constexpr (LateOutput) {
+    if (first < end) store(end - 1, buffer.place ^ 1, end - 1 == shared);
   }
   store_last_state(state_t, pass, place, value, lane);
   if (thread == 0) arch::wait_stores();
@@ -232,15 +255,15 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     const Tiles tiles(memory, args.pass.stages);
     if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
     init_barriers(barriers, tiles.stages, 4 * ValueGroups);
-    // Three warpgroups are given 168 registers a thread at launch, which is more than scores need and less than a state does.
-    constexpr bool moves_registers = ValueGroups == 2;
+    // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
+    constexpr bool three = ValueGroups == 2, late_output = !(three && D::decays);
     const int warpgroup = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
-      if constexpr (moves_registers) arch::give_registers<120>();
+      if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
       make_scores<T, D, KeyDim>(args.pass, tiles, barriers, place, thread);
     } else {
-      if constexpr (moves_registers) arch::take_registers<192>();
-      carry_state<T, D, KeyDim>(args, tiles, barriers, place, warpgroup - 1, thread);
+      if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
+      carry_state<T, D, KeyDim, late_output>(args, tiles, barriers, place, warpgroup - 1, thread);
     }
   }
 }

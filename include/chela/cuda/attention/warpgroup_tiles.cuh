@@ -75,35 +75,32 @@ class ChunkLoader {
       : args_(args),
         tiles_(tiles),
         barriers_(barriers),
-        left_(loads ? place.end_chunk - place.first_chunk : 0),
-        token_(place.first_token + place.first_chunk * chunk_len),
-        batch_(place.batch),
-        query_head_(place.query_head),
-        key_head_(place.key_head),
-        value_head_(place.value_head),
-        value_panel_(place.value_begin / 64) {
+        place_(place),
+        chunk_(loads ? place.first_chunk : place.end_chunk) {
     for (int i = 0; i < tiles.stages - 1; ++i) load_next();
   }
 
   __device__ void load_next() {
-    if (left_ == 0) return;
+    if (chunk_ >= place_.end_chunk) return;
     const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
     arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
     arch::arrive_expecting(loaded, Tiles::stage);
+    const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
     if constexpr (Outputs)
-      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token_, 0, query_head_, batch_);
-    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token_, 0, key_head_, batch_);
-    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token_, value_panel_, value_head_, batch_);
+      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
+    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
+    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
+                      place_.value_head, batch);
     at_.advance(tiles_.stages);
-    token_ += chunk_len;
-    --left_;
+    ++chunk_;
   }
 
  private:
   const WarpgroupPass<T>& args_;
   const Tiles& tiles_;
   WarpgroupBarriers& barriers_;
-  int left_, token_, batch_, query_head_, key_head_, value_head_, value_panel_;
+  const Place& place_;
+  int chunk_;
   RingPosition at_;
 };
 
