@@ -27,6 +27,11 @@ __device__ inline std::uint64_t operand(std::uint32_t address) {
   return std::uint64_t((address & 0x3ffff) >> 4) | panel | eight_rows | swizzle_128_bytes;
 }
 
+/// The same operand `bytes` further on. Cheaper than to describe each part of a tile anew.
+__device__ constexpr std::uint64_t further(std::uint64_t operand, int bytes) {
+  return operand + std::uint64_t(bytes >> 4);
+}
+
 /// Shows registers and shared memory, as this warpgroup left them, to the products that it starts next.
 __device__ inline void fence_products() {
 #if CHELA_SM90A
@@ -59,10 +64,10 @@ __device__ inline void wait_products() {
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, "                                                                                                          \
   "%25, %26, %27, %28, %29, %30, %31"
-#define CHELA_NAMES64                                                                                     \
-  CHELA_NAMES32                                                                                           \
-      ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CHELA_NAMES64                                                                                 \
+  CHELA_NAMES32                                                                                       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define CHELA_FROM_SHARED(N, TYPES, NAMES, D, a0, b0, sum0, ta0, tb0)                                  \
   asm volatile("{\n.reg .pred sum;\nsetp.ne.b32 sum, %" #sum0                                          \
                ", 0;\n"                                                                                \

@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
     RingPosition at;
     for (int chunk = place.first_chunk; chunk < end; ++chunk) {
       const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
+      const auto k_rows = arch::operand<arch::Major::side>(k);
       [[maybe_unused]] float2 leave[8];
       if constexpr (D::decays) {
         const ChunkGates gates = gates_ahead.take();
@@ -62,8 +63,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
         arch::fence_products();
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          arch::start_product<T, arch::Major::side>(state_t, values_t[i],
-                                                    arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+          arch::start_product<T, arch::Major::side>(state_t, values_t[i], arch::further(k_rows, 2048 * i), true);
         arch::commit_products();
         loader.load_next();
         __syncwarp();
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           arch::start_product<T, arch::Major::side, arch::Major::side>(
-              state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
-              arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+              state_t, arch::further(arch::operand<arch::Major::side>(v), 2048 * i), arch::further(k_rows, 2048 * i),
+              true);
         arch::commit_products();
         loader.load_next();
         __syncwarp();

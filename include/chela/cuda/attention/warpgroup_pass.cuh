@@ -53,13 +53,14 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
 
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     float scores[32];  // [64 queries, 64 keys]
-    const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place);
+    const auto q = arch::operand<arch::Major::sum>(tiles.queries(at.place));
+    const auto k = arch::operand<arch::Major::sum>(tiles.keys(at.place));
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < KeyDim / 16; ++i) {
-      const unsigned offset = unsigned(i / 4 * Tiles::panel + i % 4 * 32);
-      arch::start_product<T, arch::Major::sum, arch::Major::sum>(scores, arch::operand<arch::Major::sum>(q + offset),
-                                                                 arch::operand<arch::Major::sum>(k + offset), i > 0);
+      const int offset = i / 4 * Tiles::panel + i % 4 * 32;
+      arch::start_product<T, arch::Major::sum, arch::Major::sum>(scores, arch::further(q, offset),
+                                                                 arch::further(k, offset), i > 0);
     }
     arch::commit_products();
     // Only what is written to shared memory must wait for the state's warpgroups.
@@ -93,20 +94,20 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
   }
 }
 
-/// O^T [64 value columns, 64 tokens] of a warpgroup, rounded in pairs, on its way out: turned and staged in shared memory, then
-/// stored by the copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in
-/// turn: the barrier that hands over one also says that the other has been read.
+/// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by the
+/// copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in turn: the
+/// barrier that hands over one also says that the other has been read.
 template <class T>
-__device__ void store_output(const WarpgroupPass<T>& args, const std::uint32_t (&output_t)[16], std::uint32_t staged,
+__device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
                              const Place& place, int chunk, bool shared, int group, int thread) {
   const int warp = thread / 32, lane = thread % 32;
+  const float scale = args.pass.scale;
+  const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
 #pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    const std::uint32_t* o = output_t + 2 * j;
+  for (int j = 0; j < 8; j += 2)
     arch::store_matrices_transposed(
-        staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)), o[0],
-        o[1], o[2], o[3]);
-  }
+        staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)),
+        pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
   arch::fence_copies();
   if (thread == 0) arch::wait_stores_read();
   arch::sync_threads(1 + group, 128);
@@ -121,9 +122,8 @@ __device__ void store_output(const WarpgroupPass<T>& args, const std::uint32_t (
   }
 }
 
-/// Warpgroups 1 and on: outputs and states of 64 value columns each. With LateOutput a chunk's output leaves while the next
-/// one's products run, which shortens the chain and costs 16 registers.
-template <class T, class D, int KeyDim, bool LateOutput, class Tiles>
+/// Warpgroups 1 and on: outputs and states of 64 value columns each.
+template <class T, class D, int KeyDim, class Tiles>
 __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int group, int thread) {
   const LinearPass& pass = args.pass;
@@ -141,22 +141,14 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   };
   round_state();
 
-  const int shared = shared_chunk(pass, place), first = place.first_chunk, end = place.end_chunk;
-  std::uint32_t rounded_output[16];
-  const auto store = [&](int chunk, int staging, bool is_shared) {
-    store_output(args, rounded_output, tiles.output(group, staging), place, chunk, is_shared, group, thread);
-  };
-  const auto while_products_run = [&](int chunk, int other_staging) {
-    loader.load_next();
-    __syncwarp();
-    if constexpr (LateOutput) {
-      if (chunk > first) store(chunk - 1, other_staging, false);
-    }
-  };
+  const int shared = shared_chunk(pass, place), end = place.end_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
   RingPosition at, buffer;
-  for (int chunk = first; chunk < end; ++chunk) {
-    const std::uint32_t q = tiles.queries(at.place), k = tiles.keys(at.place), v = tiles.values(at.place, group);
+  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+    const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
+    const auto q_columns = arch::operand<arch::Major::sum>(tiles.queries(at.place));
+    const auto k_rows = arch::operand<arch::Major::side>(k), v_rows = arch::operand<arch::Major::side>(v);
+    const auto p_columns = arch::operand<arch::Major::sum>(tiles.scores(buffer.place));
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
     const SharedGates gates = tiles.gates(buffer.place);
     if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
@@ -173,9 +165,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < KeyDim / 16; ++i)
-      arch::start_product<T, arch::Major::sum>(
-          output_t, rounded + 4 * i, arch::operand<arch::Major::sum>(q + unsigned(i / 4 * Tiles::panel + i % 4 * 32)),
-          i > 0);
+      arch::start_product<T, arch::Major::sum>(output_t, rounded + 4 * i,
+                                               arch::further(q_columns, i / 4 * Tiles::panel + i % 4 * 32), i > 0);
     arch::commit_products();
     [[maybe_unused]] std::uint32_t values_t[4][4];
     if constexpr (D::decays) {
@@ -184,10 +175,10 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::fence_products();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        arch::start_product<T, arch::Major::side>(state_t, values_t[i],
-                                                  arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+        arch::start_product<T, arch::Major::side>(state_t, values_t[i], arch::further(k_rows, 2048 * i), true);
       arch::commit_products();
-      while_products_run(chunk, buffer.place ^ 1);
+      loader.load_next();
+      __syncwarp();
       arch::wait_products<1>();
       arch::pin(output_t);
 #pragma unroll
@@ -199,19 +190,18 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        arch::start_product<T, arch::Major::side, arch::Major::side>(
-            state_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
-            arch::operand<arch::Major::side>(k + unsigned(2048 * i)), true);
+        arch::start_product<T, arch::Major::side, arch::Major::side>(state_t, arch::further(v_rows, 2048 * i),
+                                                                     arch::further(k_rows, 2048 * i), true);
       arch::commit_products();
-      while_products_run(chunk, buffer.place ^ 1);
+      loader.load_next();
+      __syncwarp();
       arch::wait_barrier(scored, buffer.parity);
     }
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      arch::start_product<T, arch::Major::side, arch::Major::sum>(
-          output_t, arch::operand<arch::Major::side>(v + unsigned(2048 * i)),
-          arch::operand<arch::Major::sum>(tiles.scores(buffer.place) + unsigned(32 * i)), true);
+      arch::start_product<T, arch::Major::side, arch::Major::sum>(output_t, arch::further(v_rows, 2048 * i),
+                                                                  arch::further(p_columns, 32 * i), true);
     arch::commit_products();
     arch::wait_products<1>();
     arch::pin(state_t);
@@ -227,17 +217,10 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::arrive(arch::shared_address(&barriers.released[at.place]));
       arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
     }
-#pragma unroll
-    for (int i = 0; i < 16; ++i)
-      rounded_output[i] = arch::pack<T>(pass.scale * output_t[2 * i], pass.scale * output_t[2 * i + 1]);
-    arch::pin(rounded_output);
-    if constexpr (!LateOutput) store(chunk, buffer.place, chunk == shared);
+    store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
     if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
-  }
-  if constexpr (LateOutput) {
-    if (first < end) store(end - 1, buffer.place ^ 1, end - 1 == shared);
   }
   store_last_state(state_t, pass, place, value, lane);
   if (thread == 0) arch::wait_stores();
@@ -256,14 +239,14 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
     init_barriers(barriers, tiles.stages, 4 * ValueGroups);
     // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
-    constexpr bool three = ValueGroups == 2, late_output = !(three && D::decays);
-    const int warpgroup = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;
+    constexpr bool three = ValueGroups == 2;
+    const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
       if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
       make_scores<T, D, KeyDim>(args.pass, tiles, barriers, place, thread);
     } else {
       if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
-      carry_state<T, D, KeyDim, late_output>(args, tiles, barriers, place, warpgroup - 1, thread);
+      carry_state<T, D, KeyDim>(args, tiles, barriers, place, warpgroup - 1, thread);
     }
   }
 }
