@@ -16,24 +16,21 @@ struct LinearSchedule {
 ///   blocks                      value tile  stages
 ///   enough for most SMs         all         D128: 3, D64: 4     within 1% of 2 and 3 without decay, 7% better than 2 with it
 ///   up to half of the SMs       64          4                   more blocks, each nearer to its latency
-/// Fewer blocks still share their sequences, if a segment keeps enough chunks to pay for reading k and v twice.
+/// Where even narrow blocks leave three quarters of the SMs idle, sequences are cut into segments, if these keep enough chunks to
+/// pay for reading k and v twice.
 inline LinearSchedule tuned_warpgroup_schedule(const LinearAttentionShape& shape, Index sequences, int multiprocessors,
                                                LinearPolicy policy) {
   constexpr Index fewest_chunks = 8, fewest_segments = 4;
-  const Index heads = std::max<Index>(sequences * shape.output_heads(), 1);
   const Index chunks = shape.batch * shape.tokens / 64 / std::max<Index>(sequences, 1);
-  const Index blocks_of_64 = heads * shape.value_dim / 64;
+  const Index narrow_blocks = std::max<Index>(sequences * shape.output_heads(), 1) * shape.value_dim / 64;
+  const Index segments = std::min(multiprocessors / narrow_blocks, chunks / fewest_chunks);
+  const bool few = 2 * narrow_blocks <= multiprocessors;
 
   LinearSchedule schedule;
-  const Index segments =
-      std::min<Index>(multiprocessors / (heads * ceil_div(shape.value_dim, 128)), chunks / fewest_chunks);
-  const bool split = 2 * blocks_of_64 <= multiprocessors && segments >= fewest_segments &&
-                     multiprocessors / blocks_of_64 >= fewest_segments;
-  schedule.segments = policy.segments ? policy.segments : split ? int(segments) : 1;
-  const bool few = schedule.segments == 1 && 2 * blocks_of_64 <= multiprocessors;
-  schedule.value_tile = policy.value_tile ? policy.value_tile : few ? 64 : int(shape.value_dim);
-  schedule.value_tile = std::min(schedule.value_tile, int(shape.value_dim));
-  schedule.stages = policy.stages ? policy.stages : few || shape.key_dim + shape.value_dim <= 128 ? 4 : 3;
+  schedule.segments = policy.segments ? policy.segments : segments >= fewest_segments ? int(segments) : 1;
+  schedule.value_tile = std::min(policy.value_tile ? policy.value_tile : few ? 64 : 128, int(shape.value_dim));
+  const bool small = few || shape.key_dim + schedule.value_tile <= 128;
+  schedule.stages = policy.stages ? policy.stages : small ? 4 : 3;
   return schedule;
 }
 

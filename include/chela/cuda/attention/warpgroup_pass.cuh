@@ -51,6 +51,9 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
       }
     }
 
+    // Not before the product below: it would compete with those on the chain from chunk to chunk, and now runs while the state's
+    // warpgroups store an output.
+    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     float scores[32];  // [64 queries, 64 keys]
     const auto q = arch::operand<arch::Major::sum>(tiles.queries(at.place));
@@ -63,8 +66,6 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
                                                                  arch::further(k, offset), i > 0);
     }
     arch::commit_products();
-    // Only what is written to shared memory must wait for the state's warpgroups.
-    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
     if constexpr (D::decays) {
       if (warp == 0) tiles.gates(buffer.place).write(gates, lane);
     }
@@ -122,10 +123,27 @@ __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_
   }
 }
 
-/// Warpgroups 1 and on: outputs and states of 64 value columns each.
-template <class T, class D, int KeyDim, class Tiles>
+/// Tokens (columns) of O^T times what each still sees of the earlier state: sum_t = enter * seen_t (+ sum_t).
+template <bool Add>
+__device__ void enter_queries(float (&sum_t)[32], const float (&seen_t)[32], const SharedGates& gates, int lane) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float2 enter = gates.enter_pair(8 * j + 2 * (lane % 4));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float weight = i % 2 ? enter.y : enter.x;
+      sum_t[4 * j + i] = Add ? fmaf(weight, seen_t[4 * j + i], sum_t[4 * j + i]) : weight * seen_t[4 * j + i];
+    }
+  }
+}
+
+/// Warpgroups 1 and on: outputs and states of 64 value columns each. Where registers are `Roomy` and there is a decay, S^T Q^T
+/// and V^T P^T have sums of their own, so that the second need not wait for the first to be weighed.
+template <class T, class D, int KeyDim, bool Roomy, class Tiles>
 __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int group, int thread) {
+  using arch::Major;
+  constexpr bool two_sums = D::decays && Roomy;
   const LinearPass& pass = args.pass;
   const int warp = thread / 32, lane = thread % 32;
   const int value = place.value_begin + 64 * group + 16 * warp + lane / 4;
@@ -146,9 +164,9 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   RingPosition at, buffer;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
-    const auto q_columns = arch::operand<arch::Major::sum>(tiles.queries(at.place));
-    const auto k_rows = arch::operand<arch::Major::side>(k), v_rows = arch::operand<arch::Major::side>(v);
-    const auto p_columns = arch::operand<arch::Major::sum>(tiles.scores(buffer.place));
+    const auto q_columns = arch::operand<Major::sum>(tiles.queries(at.place));
+    const auto k_rows = arch::operand<Major::side>(k), v_rows = arch::operand<Major::side>(v);
+    const auto p_columns = arch::operand<Major::sum>(tiles.scores(buffer.place));
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
     const SharedGates gates = tiles.gates(buffer.place);
     if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
@@ -161,47 +179,43 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     if (chunk == shared) clear_other_tokens<KeyDim>(k, v, place.tokens - chunk * chunk_len, 1 + group, thread);
 
-    float output_t[32];  // [64 value columns, 64 tokens]
+    [[maybe_unused]] std::uint32_t values_t[4][4];
+    if constexpr (two_sums) load_values_transposed(values_t, v, warp, lane);
+    float sums_t[two_sums ? 2 : 1][32];  // [64 value columns, 64 tokens]
+    float(&output_t)[32] = sums_t[0], (&seen_t)[32] = sums_t[two_sums ? 1 : 0];
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < KeyDim / 16; ++i)
-      arch::start_product<T, arch::Major::sum>(output_t, rounded + 4 * i,
-                                               arch::further(q_columns, i / 4 * Tiles::panel + i % 4 * 32), i > 0);
+      arch::start_product<T, Major::sum>(seen_t, rounded + 4 * i,
+                                         arch::further(q_columns, i / 4 * Tiles::panel + i % 4 * 32), i > 0);
     arch::commit_products();
-    [[maybe_unused]] std::uint32_t values_t[4][4];
     if constexpr (D::decays) {
-      load_values_transposed(values_t, v, warp, lane);
+      if constexpr (!two_sums) load_values_transposed(values_t, v, warp, lane);
       weigh_values<T>(values_t, [&](int j) { return gates.leave_pair(8 * j + 2 * (lane % 4)); });
       arch::fence_products();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        arch::start_product<T, arch::Major::side>(state_t, values_t[i], arch::further(k_rows, 2048 * i), true);
-      arch::commit_products();
-      loader.load_next();
-      __syncwarp();
-      arch::wait_products<1>();
-      arch::pin(output_t);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float2 enter = gates.enter_pair(8 * j + 2 * (lane % 4));
-        output_t[4 * j] *= enter.x, output_t[4 * j + 1] *= enter.y;
-        output_t[4 * j + 2] *= enter.x, output_t[4 * j + 3] *= enter.y;
-      }
+        arch::start_product<T, Major::side>(state_t, values_t[i], arch::further(k_rows, 2048 * i), true);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        arch::start_product<T, arch::Major::side, arch::Major::side>(state_t, arch::further(v_rows, 2048 * i),
-                                                                     arch::further(k_rows, 2048 * i), true);
-      arch::commit_products();
-      loader.load_next();
-      __syncwarp();
-      arch::wait_barrier(scored, buffer.parity);
+        arch::start_product<T, Major::side, Major::side>(state_t, arch::further(v_rows, 2048 * i),
+                                                         arch::further(k_rows, 2048 * i), true);
     }
+    arch::commit_products();
+    loader.load_next();
+    __syncwarp();
+    if constexpr (D::decays && !two_sums) {
+      arch::wait_products<1>();
+      arch::pin(output_t);
+      enter_queries<false>(output_t, output_t, gates, lane);
+    }
+    if constexpr (!D::decays) arch::wait_barrier(scored, buffer.parity);
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      arch::start_product<T, arch::Major::side, arch::Major::sum>(output_t, arch::further(v_rows, 2048 * i),
-                                                                  arch::further(p_columns, 32 * i), true);
+      arch::start_product<T, Major::side, Major::sum>(output_t, arch::further(v_rows, 2048 * i),
+                                                      arch::further(p_columns, 32 * i), !two_sums || i > 0);
     arch::commit_products();
     arch::wait_products<1>();
     arch::pin(state_t);
@@ -212,6 +226,10 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     round_state();
     arch::wait_products<0>();
     arch::pin(output_t);
+    if constexpr (two_sums) {
+      arch::pin(seen_t);
+      enter_queries<true>(output_t, seen_t, gates, lane);
+    }
     __syncwarp();
     if (lane == 0) {
       arch::arrive(arch::shared_address(&barriers.released[at.place]));
@@ -239,14 +257,14 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
     init_barriers(barriers, tiles.stages, 4 * ValueGroups);
     // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
-    constexpr bool three = ValueGroups == 2;
+    constexpr bool three = ValueGroups == 2, roomy = ValueGroups == 1;
     const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
       if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
       make_scores<T, D, KeyDim>(args.pass, tiles, barriers, place, thread);
     } else {
       if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
-      carry_state<T, D, KeyDim>(args, tiles, barriers, place, warpgroup - 1, thread);
+      carry_state<T, D, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
     }
   }
 }

@@ -5,7 +5,7 @@
 
 namespace chela::cuda::detail {
 
-/// What the copy engine is told, and where outputs lie.
+/// What the copy engine is told, and where outputs go.
 template <class T>
 struct WarpgroupPass {
   CUtensorMap q, k, v, o;
