@@ -88,8 +88,7 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
           arch::pack<T>(s[0], s[1]), arch::pack<T>(s[2], s[3]), arch::pack<T>(s[4], s[5]), arch::pack<T>(s[6], s[7]));
     }
     arch::fence_copies();
-    __syncwarp();
-    if (lane == 0) arch::arrive(arch::shared_address(&barriers.scored[buffer.place]));
+    arch::arrive(arch::shared_address(&barriers.scored[buffer.place]));
     at.advance(tiles.stages);
     buffer.advance(2);
   }
@@ -231,10 +230,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       enter_queries<true>(output_t, seen_t, gates, lane);
     }
     __syncwarp();
-    if (lane == 0) {
-      arch::arrive(arch::shared_address(&barriers.released[at.place]));
-      arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
-    }
+    if (lane == 0) arch::arrive(arch::shared_address(&barriers.released[at.place]));
+    arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
     store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
     if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);

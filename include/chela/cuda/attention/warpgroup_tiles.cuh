@@ -16,7 +16,8 @@ struct WarpgroupPass {
 /// Most chunks in flight.
 inline constexpr int most_stages = 8;
 
-/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. Every thread that
+/// wrote or read what `scored` hands over arrives by itself; places of the ring are released by one lane of each warp.
 struct WarpgroupBarriers {
   std::uint64_t loaded[most_stages], released[most_stages], scored[2], scores_released[2];
 };
@@ -112,8 +113,8 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
       arch::init_barrier(arch::shared_address(&barriers.released[i]), consumer_warps);
     }
     for (int i = 0; i < 2; ++i) {
-      arch::init_barrier(arch::shared_address(&barriers.scored[i]), 4);
-      arch::init_barrier(arch::shared_address(&barriers.scores_released[i]), consumer_warps);
+      arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
+      arch::init_barrier(arch::shared_address(&barriers.scores_released[i]), 32 * consumer_warps);
     }
     arch::fence_barriers();
   }
