@@ -63,6 +63,7 @@ if(CHELA_ENABLE_CUDA)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80 90a)
   endif()
+  set(CMAKE_CUDA_EXTENSIONS ON)  # nvcc's own default: CMake adds no flag of its own to the -std=c++20 of chela::cuda
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   add_library(chela_cuda_development INTERFACE)

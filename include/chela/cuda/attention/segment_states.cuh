@@ -20,10 +20,11 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
     const LinearPass& pass = args.pass;
     const Tiles tiles(memory, pass.stages);
     if (threadIdx.x == 0) place = place_of_block(pass, 64 * ValueGroups);
-    init_barriers(barriers, tiles.stages, 4 * ValueGroups);
+    init_barriers(barriers, tiles.stages, tiles.stages, 4 * ValueGroups);
 
     const int group = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
     ChunkLoader<T, Tiles, false> loader(args, tiles, barriers, place, threadIdx.x == 0);
+    for (int i = 0; i < tiles.stages - 1; ++i) loader.load_next();
     GateSource source;
     if constexpr (D::decays) source = gates_of(pass, place);
     [[maybe_unused]] auto gates_ahead = [&] {

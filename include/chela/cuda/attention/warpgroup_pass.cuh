@@ -13,14 +13,17 @@
 
 namespace chela::cuda::detail {
 
-/// Warpgroup 0: P of every chunk, into two buffers in turn.
+/// Warpgroup 0: P of every chunk, into two buffers in turn. It also starts the copies of chunks to come, into the places of chunks
+/// that the other warpgroups are through with: these have enough to do.
 template <class T, class D, int KeyDim, class Tiles>
-__device__ void make_scores(const LinearPass& pass, const Tiles& tiles, WarpgroupBarriers& barriers, const Place& place,
-                            int thread) {
+__device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
+                            const Place& place, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const int row = 16 * warp + lane / 4;  // this lane's query tokens: row and row + 8
+  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, thread == 96);
+  for (int i = 0; i < tiles.stages; ++i) loader.load_next();
   GateSource source;
-  if constexpr (D::decays) source = gates_of(pass, place);
+  if constexpr (D::decays) source = gates_of(args.pass, place);
   [[maybe_unused]] auto gates_ahead = [&] {
     if constexpr (D::decays)
       return GateRing(tiles.gate_ring(warp), source, place.first_chunk, place.end_chunk, lane);
@@ -53,7 +56,9 @@ __device__ void make_scores(const LinearPass& pass, const Tiles& tiles, Warpgrou
 
     // Not before the product below: it would compete with those on the chain from chunk to chunk, and now runs while the state's
     // warpgroups store an output.
-    arch::wait_barrier(arch::shared_address(&barriers.scores_released[buffer.place]), buffer.parity ^ 1);
+    arch::wait_barrier(arch::shared_address(&barriers.released[buffer.place]), buffer.parity ^ 1);
+    if (chunk >= place.first_chunk + 2) loader.load_next();
+    __syncwarp();
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     float scores[32];  // [64 queries, 64 keys]
     const auto q = arch::operand<arch::Major::sum>(tiles.queries(at.place));
@@ -146,8 +151,6 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   const LinearPass& pass = args.pass;
   const int warp = thread / 32, lane = thread % 32;
   const int value = place.value_begin + 64 * group + 16 * warp + lane / 4;
-  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, group == 0 && thread == 0);
-
   float state_t[KeyDim / 2];  // [64 value columns, KeyDim]
   load_first_state(state_t, pass, place, value, lane);
   std::uint32_t rounded[KeyDim / 4];
@@ -202,8 +205,6 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
                                                          arch::further(k_rows, 2048 * i), true);
     }
     arch::commit_products();
-    loader.load_next();
-    __syncwarp();
     if constexpr (D::decays && !two_sums) {
       arch::wait_products<1>();
       arch::pin(output_t);
@@ -229,9 +230,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::pin(seen_t);
       enter_queries<true>(output_t, seen_t, gates, lane);
     }
-    __syncwarp();
-    if (lane == 0) arch::arrive(arch::shared_address(&barriers.released[at.place]));
-    arch::arrive(arch::shared_address(&barriers.scores_released[buffer.place]));
+    arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
     store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
     if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
@@ -252,13 +251,13 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     __shared__ Place place;
     const Tiles tiles(memory, args.pass.stages);
     if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
-    init_barriers(barriers, tiles.stages, 4 * ValueGroups);
+    init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);
     // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
     constexpr bool three = ValueGroups == 2, roomy = ValueGroups == 1;
     const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
       if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
-      make_scores<T, D, KeyDim>(args.pass, tiles, barriers, place, thread);
+      make_scores<T, D, KeyDim>(args, tiles, barriers, place, thread);
     } else {
       if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
       carry_state<T, D, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);

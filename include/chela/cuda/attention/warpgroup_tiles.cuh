@@ -16,10 +16,12 @@ struct WarpgroupPass {
 /// Most chunks in flight.
 inline constexpr int most_stages = 8;
 
-/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. Every thread that
-/// wrote or read what `scored` hands over arrives by itself; places of the ring are released by one lane of each warp.
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
 struct WarpgroupBarriers {
-  std::uint64_t loaded[most_stages], released[most_stages], scored[2], scores_released[2];
+  std::uint64_t loaded[most_stages];  ///< a chunk is there
+  std::uint64_t
+      released[most_stages];  ///< with outputs: a score buffer is free, and so is its chunk's place. Else: a place is
+  std::uint64_t scored[2];    ///< a score buffer is filled
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
@@ -66,7 +68,8 @@ struct WarpgroupTiles {
   }
 };
 
-/// The loading side of the ring of chunks, driven by one thread: always `stages - 1` chunks ahead of their use.
+/// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free; else
+/// load_next waits for it.
 template <class T, class Tiles, bool Outputs>
 class ChunkLoader {
  public:
@@ -77,14 +80,12 @@ class ChunkLoader {
         tiles_(tiles),
         barriers_(barriers),
         place_(place),
-        chunk_(loads ? place.first_chunk : place.end_chunk) {
-    for (int i = 0; i < tiles.stages - 1; ++i) load_next();
-  }
+        chunk_(loads ? place.first_chunk : place.end_chunk) {}
 
   __device__ void load_next() {
     if (chunk_ >= place_.end_chunk) return;
     const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
-    arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
+    if constexpr (!Outputs) arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
     arch::arrive_expecting(loaded, Tiles::stage);
     const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
     if constexpr (Outputs)
@@ -105,17 +106,12 @@ class ChunkLoader {
   RingPosition at_;
 };
 
-/// One thread prepares all barriers; every thread calls.
-__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int consumer_warps) {
+/// One thread prepares all barriers; every thread calls. `releases`: how many places are released, each by so many `arrivals`.
+__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int releases, int arrivals) {
   if (threadIdx.x == 0) {
-    for (int i = 0; i < stages; ++i) {
-      arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
-      arch::init_barrier(arch::shared_address(&barriers.released[i]), consumer_warps);
-    }
-    for (int i = 0; i < 2; ++i) {
-      arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
-      arch::init_barrier(arch::shared_address(&barriers.scores_released[i]), 32 * consumer_warps);
-    }
+    for (int i = 0; i < stages; ++i) arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
+    for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
+    for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
     arch::fence_barriers();
   }
   __syncthreads();
