@@ -31,18 +31,18 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       return 0;
   }();
 
-  RingPosition at, buffer;
+  RingPosition at, buffer, gated;
   const int end = place.end_chunk;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     float weights[32];
     int reach[2] = {row, row + 8};
-    [[maybe_unused]] auto gates = [&] {
-      if constexpr (D::decays)
-        return gates_ahead.take();
-      else
-        return 0;
-    }();
     if constexpr (D::decays) {
+      const ChunkGates gates = gates_ahead.take();
+      if (warp == 0) {  // the buffer's last chunk is four back, and released
+        tiles.gates(gated.place).write(gates, lane);
+        arch::arrive(arch::shared_address(&barriers.gated[gated.place]));
+        gated.advance(gate_buffers);
+      }
       float row_sums[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
@@ -71,9 +71,6 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
                                                                  arch::further(k, offset), i > 0);
     }
     arch::commit_products();
-    if constexpr (D::decays) {
-      if (warp == 0) tiles.gates(buffer.place).write(gates, lane);
-    }
     arch::wait_products<0>();
     arch::pin(scores);
 
@@ -163,16 +160,16 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 
   const int shared = shared_chunk(pass, place), end = place.end_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
-  RingPosition at, buffer;
+  RingPosition at, buffer, gated;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
     const auto q_columns = arch::operand<Major::sum>(tiles.queries(at.place));
     const auto k_rows = arch::operand<Major::side>(k), v_rows = arch::operand<Major::side>(v);
     const auto p_columns = arch::operand<Major::sum>(tiles.scores(buffer.place));
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
-    const SharedGates gates = tiles.gates(buffer.place);
+    const SharedGates gates = tiles.gates(gated.place);
     if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
-      arch::wait_barrier(scored, buffer.parity);
+      arch::wait_barrier(arch::shared_address(&barriers.gated[gated.place]), gated.parity);
       const float age = gates.age();
 #pragma unroll
       for (int i = 0; i < KeyDim / 2; ++i) state_t[i] *= age;
@@ -210,7 +207,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       arch::pin(output_t);
       enter_queries<false>(output_t, output_t, gates, lane);
     }
-    if constexpr (!D::decays) arch::wait_barrier(scored, buffer.parity);
+    arch::wait_barrier(scored, buffer.parity);
     arch::fence_products();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -235,6 +232,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
+    gated.advance(gate_buffers);
   }
   store_last_state(state_t, pass, place, value, lane);
   if (thread == 0) arch::wait_stores();

@@ -16,12 +16,16 @@ struct WarpgroupPass {
 /// Most chunks in flight.
 inline constexpr int most_stages = 8;
 
+/// Decay weights in flight: more than scores, since a chunk needs them before anything else.
+inline constexpr int gate_buffers = 4;
+
 /// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
 struct WarpgroupBarriers {
   std::uint64_t loaded[most_stages];  ///< a chunk is there
   std::uint64_t
       released[most_stages];  ///< with outputs: a score buffer is free, and so is its chunk's place. Else: a place is
   std::uint64_t scored[2];    ///< a score buffer is filled
+  std::uint64_t gated[gate_buffers];  ///< a chunk's decay weights are there
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
@@ -41,7 +45,7 @@ struct WarpgroupTiles {
   static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
   static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
   static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
-  static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + 2 * SharedGates::bytes : 0;
+  static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + gate_buffers * SharedGates::bytes : 0;
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
@@ -112,6 +116,7 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
     for (int i = 0; i < stages; ++i) arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
     for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
     for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
+    for (int i = 0; i < gate_buffers; ++i) arch::init_barrier(arch::shared_address(&barriers.gated[i]), 32);
     arch::fence_barriers();
   }
   __syncthreads();
