@@ -171,6 +171,7 @@ template <class T, DecayKind DK, RuleKind R, class F>
 Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                          cudaStream_t stream) {
   using D = DecayOf<DK>;
+  constexpr int static_bytes = int(sizeof(WarpgroupBarriers) + sizeof(Place));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{.output = args.o, .pass = pass};
     const auto encode = [&](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
@@ -188,7 +189,8 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
       using Tiles = WarpgroupTiles<KeyDim, ValueGroups, false, D::decays>;
       WarpgroupPass<T> sums = kernel_args;
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
-      sums.pass.stages = std::min(most_stages, (plan.device.shared_bytes - Tiles::bytes(0)) / Tiles::stage);
+      sums.pass.stages =
+          std::min(most_stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / Tiles::stage);
       if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups>,
                             dim3(unsigned(tiles * plan.shape.state_heads()), unsigned(pass.segments - 1)),
                             128 * ValueGroups, Tiles::bytes(sums.pass.stages), stream, sums);
@@ -200,7 +202,7 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
 
     using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays>;
     const int bytes = Tiles::bytes(pass.stages);
-    if (bytes + int(sizeof(WarpgroupBarriers) + sizeof(Place)) > plan.device.shared_bytes)
+    if (bytes + static_bytes > plan.device.shared_bytes)
       return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
     return launch(warpgroup_pass<T, D, KeyDim, ValueGroups>,
                   dim3(unsigned(tiles * plan.shape.output_heads()), unsigned(pass.segments)), 128 * (1 + ValueGroups),

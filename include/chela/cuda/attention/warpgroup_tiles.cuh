@@ -19,13 +19,13 @@ inline constexpr int most_stages = 8;
 /// Decay weights in flight: more than scores, since a chunk needs them before anything else.
 inline constexpr int gate_buffers = 4;
 
-/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. A place of the
+/// ring is released together with the score buffer of its chunk, or by itself where there are no outputs.
 struct WarpgroupBarriers {
-  std::uint64_t loaded[most_stages];  ///< a chunk is there
-  std::uint64_t
-      released[most_stages];  ///< with outputs: a score buffer is free, and so is its chunk's place. Else: a place is
-  std::uint64_t scored[2];    ///< a score buffer is filled
-  std::uint64_t gated[gate_buffers];  ///< a chunk's decay weights are there
+  std::uint64_t loaded[most_stages];
+  std::uint64_t released[most_stages];
+  std::uint64_t scored[2];
+  std::uint64_t gated[gate_buffers];
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
