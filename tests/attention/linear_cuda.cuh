@@ -330,6 +330,10 @@ TEST_CASE("states value-major, in slots, and at boundaries") {
     });
   }
   CHECK(same);
+
+  REQUIRE(run_on_device<in_segments>(args, plain.stream).ok());
+  const auto summed_apart = boundaries.host();
+  CHECK(relative_error(summed_apart, saved) < tensor_core_tolerance<TestElement>());
 }
 
 template <LinearPolicy P, DecayKind D>

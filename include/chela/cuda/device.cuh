@@ -2,6 +2,8 @@
 // What launchers ask of the current device.
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "chela/cuda/status.cuh"
 
 namespace chela::cuda {

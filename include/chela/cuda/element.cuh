@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <concepts>
+
 #include "chela/core/element.hpp"
 
 namespace chela {

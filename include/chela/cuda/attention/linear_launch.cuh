@@ -1,6 +1,7 @@
 #pragma once
 // The host's side of linear attention: what is refused, which kernels with which sizes, and their launches.
 #include <cstdint>
+#include <utility>
 
 #include "chela/attention/linear.hpp"
 #include "chela/cuda/attention/linear_tuning.cuh"

@@ -12,12 +12,12 @@ struct LinearSchedule {
   int value_tile = 64, stages = 2, segments = 1;
 };
 
-/// Warpgroup kernels, by the number of blocks with 64 value columns each. NVIDIA H100 80GB HBM3, 2026-11-24, bf16, with
-/// bench_linear_attention_cuda:
-///   blocks                     value tile  stages           segments
-///   more than half of the SMs  128         D64: 4, D128: 3  1         2 stages lose 4% without decay and 10 to 25% with it
-///   up to half                 64          4                1         128 columns lose a third
-///   up to a quarter            64          4                as many as fill the SMs, if each keeps 8 chunks
+/// Warpgroup kernels, by the number of blocks with 64 value columns each. NVIDIA H100 80GB HBM3, 2026-11-24, bf16:
+///   blocks                     value tile  stages                  segments
+///   more than half of the SMs  128         dims of 64: 4, else: 3  1
+///   up to half                 64          4                       1
+///   up to a quarter            64          4                       as many as fill the SMs, if each keeps 8 chunks
+/// Two stages cost 3% (key and value dims of 128) to 20% (64), and more with a decay.
 inline LinearSchedule tuned_warpgroup_schedule(const LinearAttentionShape& shape, Index sequences, int multiprocessors,
                                                LinearPolicy policy) {
   constexpr Index fewest_chunks = 8, fewest_segments = 4;

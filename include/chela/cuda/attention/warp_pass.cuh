@@ -7,6 +7,8 @@
 //
 // P goes through shared memory, one chunk ahead, so that a chunk needs a single barrier of the block; outputs leave one chunk
 // late, in whole rows (32 bytes of a row at a time would hold the memory back).
+#include <new>
+
 #include "chela/cuda/arch/mma.cuh"
 #include "chela/cuda/attention/linear_pass.cuh"
 
