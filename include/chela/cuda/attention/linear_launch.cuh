@@ -174,7 +174,8 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
   using D = DecayOf<DK>;
   constexpr int static_bytes = int(sizeof(WarpgroupBarriers) + sizeof(Place));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
-    WarpgroupPass<T> kernel_args{.output = args.o, .pass = pass};
+    WarpgroupPass<T> kernel_args{};
+    kernel_args.output = args.o, kernel_args.pass = pass;
     const auto encode = [&](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
       return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
     };
