@@ -1,5 +1,5 @@
-// Linear attention on a GPU: least possible traffic (q, k, v and log-decays read once, o written once) over time, as a share of a
-// copy. Launches rotate among buffers that together are far larger than the second-level cache.
+// Linear attention on a GPU: least possible traffic (q, k, v and log-decays read once, o written once) over time, as a
+// share of a copy. Launches rotate among buffers that together are far larger than the second-level cache.
 #include "chela/cuda/attention/linear.cuh"
 
 #include <memory>

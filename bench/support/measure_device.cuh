@@ -1,5 +1,6 @@
 #pragma once
-// The yardstick and the clock of GPU benchmarks: a copy measured in the same process, and graphs of launches timed by events.
+// The yardstick and the clock of GPU benchmarks: a copy measured in the same process, and graphs of launches timed by
+// events.
 #include <benchmark/benchmark.h>
 #include <cuda_runtime.h>
 

@@ -1,5 +1,6 @@
 #pragma once
-// Everything for NVIDIA GPUs: the contracts, and the CUDA backend in chela::cuda. For files that nvcc compiles; no Eigen.
+// Everything for NVIDIA GPUs: the contracts, and the CUDA backend in chela::cuda. For files that nvcc compiles; no
+// Eigen.
 
 #include "chela/attention/linear.hpp"
 #include "chela/core/element.hpp"

@@ -120,7 +120,8 @@ double warpgroup_error() {
   return relative_error(d.host(), product(ordered(a, A == arch::Major::side), ordered(b, !b_side)));
 }
 
-/// A box through shared memory: in by the copy engine, out by ordinary loads and by the copy engine at other coordinates.
+/// A box through shared memory: in by the copy engine, out by ordinary loads and by the copy engine at other
+/// coordinates.
 __global__ void copy_box(const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to, int token,
                          __nv_bfloat16* rows) {
   if constexpr (arch::has_warpgroups) {

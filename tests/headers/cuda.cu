@@ -1,5 +1,5 @@
-// The core and the contracts mean the same to nvcc: views are indexed in a kernel that the host fills in. Two files that include
-// everything link into one program. Ends with 77, which CTest takes as skipped, when there is no device.
+// The core and the contracts mean the same to nvcc: views are indexed in a kernel that the host fills in. Two files
+// that include everything link into one program. Ends with 77, which CTest takes as skipped, when there is no device.
 #include <cuda_runtime.h>
 
 #include <cstdio>

@@ -1,4 +1,5 @@
-// The main function of every test program that needs a device. Ends with 77, which CTest takes as skipped, when there is none.
+// The main function of every test program that needs a device. Ends with 77, which CTest takes as skipped, when there
+// is none.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <cuda_runtime.h>
 #include <doctest/doctest.h>

@@ -1,6 +1,6 @@
 #pragma once
-// Descriptions of tensors for the copy engine of sm_90. The driver's encoder is found at run time, so that a program need not
-// be linked with it.
+// Descriptions of tensors for the copy engine of sm_90. The driver's encoder is found at run time, so that a program
+// need not be linked with it.
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -18,8 +18,9 @@ constexpr bool copies_by_tensor(TensorView<T, 4> view) {
   return true;
 }
 
-/// Describes a view [batch, token, head, dim], dim a multiple of 64, for copies of boxes [64 tokens, 64 `panels` dims] of one
-/// head, which lie in shared memory as swizzled<64> has it. Coordinates: 0, token, panel, head, batch. No extent may be zero.
+/// Describes a view [batch, token, head, dim], dim a multiple of 64, for copies of boxes [64 tokens, 64 `panels` dims]
+/// of one head, which lie in shared memory as swizzled<64> has it. Coordinates: 0, token, panel, head, batch. No extent
+/// may be zero.
 template <HalfElement T>
 Status encode_tensor_map(CUtensorMap& map, TensorView<const T, 4> view, int panels) {
   void* function = nullptr;

@@ -5,8 +5,8 @@
 
 namespace chela::cuda {
 
-/// Device memory that an operator may write while it runs: the caller's, at least as large as the operator's `workspace_bytes`
-/// says and 16-byte aligned. Two calls that may overlap in time need two.
+/// Device memory that an operator may write while it runs: the caller's, at least as large as the operator's
+/// `workspace_bytes` says and 16-byte aligned. Two calls that may overlap in time need two.
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;

@@ -36,8 +36,8 @@ __device__ inline float exp2_flushed(float x) {
   return y;
 }
 
-/// Keeps the compiler from moving work on an array of registers across this point: products that are under way write to them
-/// behind its back.
+/// Keeps the compiler from moving work on an array of registers across this point: products that are under way write to
+/// them behind its back.
 template <int N>
 __device__ inline void pin(float (&x)[N]) {
 #pragma unroll

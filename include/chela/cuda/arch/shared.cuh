@@ -11,16 +11,16 @@ __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-/// Byte offset of a 16-byte unit of a tile of 16-bit elements whose rows are cut into panels of 64 columns: [panel][row][128
-/// bytes], units exchanged by the row so that neither rows nor columns of units share banks. The layout of a tensor copy with
-/// the 128-byte swizzle, once the tile begins at a multiple of 1024.
+/// Byte offset of a 16-byte unit of a tile of 16-bit elements whose rows are cut into panels of 64 columns:
+/// [panel][row][128 bytes], units exchanged by the row so that neither rows nor columns of units share banks. The
+/// layout of a tensor copy with the 128-byte swizzle, once the tile begins at a multiple of 1024.
 template <int Rows>
 __device__ constexpr int swizzled(int row, int unit) {
   return (unit >> 3) * (Rows * 128) + row * 128 + (((unit & 7) ^ (row & 7)) << 4);
 }
 
-/// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. In register m, lane l has
-/// elements (l / 4, 2 (l % 4)) and the next one of matrix m.
+/// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. In register m, lane l
+/// has elements (l / 4, 2 (l % 4)) and the next one of matrix m.
 __device__ inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -56,7 +56,8 @@ __device__ inline void store_matrices_transposed(std::uint32_t address, std::uin
 #endif
 }
 
-/// Copies 16 bytes from global to shared memory in the background, or writes zeros if not `valid`. Both 16-byte aligned.
+/// Copies 16 bytes from global to shared memory in the background, or writes zeros if not `valid`. Both 16-byte
+/// aligned.
 __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }

@@ -1,6 +1,6 @@
 #pragma once
-// Copies of whole tiles between global and shared memory by the copy engine (sm_90), and the barriers in shared memory that
-// say when they are done.
+// Copies of whole tiles between global and shared memory by the copy engine (sm_90), and the barriers in shared memory
+// that say when they are done.
 #include <cuda.h>
 
 #include <cstdint>
@@ -50,8 +50,8 @@ __device__ inline void wait_barrier(std::uint32_t barrier, std::uint32_t parity)
 #endif
 }
 
-/// Starts the copy of the box of `map` at these coordinates (innermost first) into shared memory; `barrier` gets its bytes.
-/// What lies outside of the tensor arrives as zeros. One thread.
+/// Starts the copy of the box of `map` at these coordinates (innermost first) into shared memory; `barrier` gets its
+/// bytes. What lies outside of the tensor arrives as zeros. One thread.
 __device__ inline void load_tensor(std::uint32_t to, const CUtensorMap* map, std::uint32_t barrier, int c0, int c1,
                                    int c2, int c3, int c4) {
 #if CHELA_SM90A
@@ -63,8 +63,8 @@ __device__ inline void load_tensor(std::uint32_t to, const CUtensorMap* map, std
 #endif
 }
 
-/// Starts the copy of a box from shared memory, as a group of its own; what lies outside of the tensor is dropped. One thread,
-/// after fence_copies by the threads that wrote and a barrier.
+/// Starts the copy of a box from shared memory, as a group of its own; what lies outside of the tensor is dropped. One
+/// thread, after fence_copies by the threads that wrote and a barrier.
 __device__ inline void store_tensor(const CUtensorMap* map, std::uint32_t from, int c0, int c1, int c2, int c3,
                                     int c4) {
 #if CHELA_SM90A
@@ -89,8 +89,8 @@ __device__ inline void wait_stores() {
 #endif
 }
 
-/// Shows what this thread wrote to shared memory to the copy engine and to warpgroup products. Before the barrier that hands
-/// it over.
+/// Shows what this thread wrote to shared memory to the copy engine and to warpgroup products. Before the barrier that
+/// hands it over.
 __device__ inline void fence_copies() {
 #if CHELA_SM90A
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

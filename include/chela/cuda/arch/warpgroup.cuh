@@ -1,7 +1,8 @@
 #pragma once
-// Products of one warpgroup (sm_90a): d [64, N] = or += a [64, 16] b [16, N] of T, summed in float, b in shared memory and a
-// there or in registers. They run in the background: between fence_products and wait_products the warpgroup touches neither d
-// nor a register a. d and a lie in registers as those of multiply_add (mma.cuh) do, warp w of the four having rows 16 w and on.
+// Products of one warpgroup (sm_90a): d [64, N] = or += a [64, 16] b [16, N] of T, summed in float, b in shared memory
+// and a there or in registers. They run in the background: between fence_products and wait_products the warpgroup
+// touches neither d nor a register a. d and a lie in registers as those of multiply_add (mma.cuh) do, warp w of the
+// four having rows 16 w and on.
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -11,13 +12,13 @@
 
 namespace chela::cuda::arch {
 
-/// How an operand lies in shared memory: with the 16 of the product's sum side by side, or with its own rows (a) or columns
-/// (b) side by side.
+/// How an operand lies in shared memory: with the 16 of the product's sum side by side, or with its own rows (a) or
+/// columns (b) side by side.
 enum class Major { sum, side };
 
 /// Describes an operand that begins at `address` inside a tile of panels [panel][64 rows][64] (swizzled<64>).
-/// Major::sum: rows of the tile are rows of a or columns of b; the next 16 of the sum are 32 bytes on, after 64 a panel on.
-/// Major::side: rows of the tile are the sum; the next 16 are 2048 bytes on.
+/// Major::sum: rows of the tile are rows of a or columns of b; the next 16 of the sum are 32 bytes on, after 64 a panel
+/// on. Major::side: rows of the tile are the sum; the next 16 are 2048 bytes on.
 template <Major M>
 __device__ inline std::uint64_t operand(std::uint32_t address) {
   constexpr std::uint64_t swizzle_128_bytes = std::uint64_t(1) << 62;
@@ -127,8 +128,8 @@ __device__ inline void start_product(float (&d)[Registers], const std::uint32_t*
 #undef CHELA_FROM_SHARED
 #undef CHELA_FROM_REGISTERS
 
-/// Takes registers from, or gives them to, the other warpgroups of the block. The whole warpgroup; `Count` a multiple of 8;
-/// in a kernel with __launch_bounds__(threads, 1).
+/// Takes registers from, or gives them to, the other warpgroups of the block. The whole warpgroup; `Count` a multiple
+/// of 8; in a kernel with __launch_bounds__(threads, 1).
 template <int Count>
 __device__ inline void give_registers() {
 #if CHELA_SM90A

@@ -1,14 +1,15 @@
 #pragma once
-// Scalar log-decays on the GPU, a chunk of 64 tokens at a time. With b the inclusive sums of log-decays inside the chunk and G
-// the last of them, a decay enters in four places (chunk/decay.hpp):
+// Scalar log-decays on the GPU, a chunk of 64 tokens at a time. With b the inclusive sums of log-decays inside the
+// chunk and G the last of them, a decay enters in four places (chunk/decay.hpp):
 //
 //   weigh   exp(b_i - b_j)   on the scores, j <= i
 //   enter   exp(b_i)         on what a query reads of the earlier state
 //   leave   exp(G - b_j)     on what a token leaves in the state
 //   age     exp(G)           on the earlier state
 //
-// Every exponent evaluated is <= 0. A decay under 2^-126, -infinity included, is a reset: it counts as 0 in the sums, and what
-// lies before the last reset has weight 0, so that no difference of infinities is ever formed and sums stay short.
+// Every exponent evaluated is <= 0. A decay under 2^-126, -infinity included, is a reset: it counts as 0 in the sums,
+// and what lies before the last reset has weight 0, so that no difference of infinities is ever formed and sums stay
+// short.
 #include <cstdint>
 
 #include "chela/core/index.hpp"
@@ -28,7 +29,8 @@ struct ScalarDecay {
 /// Tokens of one chunk.
 inline constexpr int chunk_len = 64;
 
-/// The log-decays of one chunk, held by a warp: lane l has tokens 2 l and 2 l + 1. All members are for the whole warp at once.
+/// The log-decays of one chunk, held by a warp: lane l has tokens 2 l and 2 l + 1. All members are for the whole warp
+/// at once.
 class ChunkGates {
  public:
   __device__ ChunkGates(float2 log_decay, int lane) : lane_(lane) {
@@ -100,8 +102,8 @@ struct GateSource {
   int tokens = 0;
 };
 
-/// The log-decays of the chunks to come, on their way into shared memory: a ring that belongs to one warp, which is far ahead
-/// of its use because a chunk's decays are needed before anything else of the chunk.
+/// The log-decays of the chunks to come, on their way into shared memory: a ring that belongs to one warp, which is far
+/// ahead of its use because a chunk's decays are needed before anything else of the chunk.
 class GateRing {
  public:
   static constexpr int chunks = 4, bytes = chunks * chunk_len * int(sizeof(float));
@@ -163,7 +165,8 @@ class SharedGates {
   std::uint32_t memory_;
 };
 
-/// Columns (tokens) of V^T, as operands of products of 16 tokens each, times what each token leaves behind. leave(j): weights of tokens 8 j + 2 (lane % 4) and the next.
+/// Columns (tokens) of V^T, as operands of products of 16 tokens each, times what each token leaves behind. leave(j):
+/// weights of tokens 8 j + 2 (lane % 4) and the next.
 template <class T, int Products, class Leave>
 __device__ void weigh_values(std::uint32_t (&values_t)[Products][4], Leave leave) {
 #pragma unroll

@@ -90,8 +90,8 @@ bool may_overlap(TensorView<A, Rank> a, TensorView<B, Rank> b) {
   return a_begin < b_end && b_begin < a_end;
 }
 
-/// Whether warpgroup kernels are in the program for the current device: elsewhere they are compiled to nothing, not even their
-/// barriers.
+/// Whether warpgroup kernels are in the program for the current device: elsewhere they are compiled to nothing, not
+/// even their barriers.
 template <class T, class D>
 Status has_warpgroup_kernels(bool& there) {
   cudaFuncAttributes attributes{};
@@ -225,7 +225,8 @@ Status launch_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t s
                 Tiles::bytes, stream, args);
 }
 
-/// Of the instances that hold key_dim, the first that fits the device. Measured with the warpgroups' (linear_tuning.cuh).
+/// Of the instances that hold key_dim, the first that fits the device. Measured with the warpgroups'
+/// (linear_tuning.cuh).
 template <LinearPolicy P, class T, DecayKind DK, RuleKind R, class F>
 Status launch_warps(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                     cudaStream_t stream) {

@@ -67,8 +67,9 @@ __device__ inline GateSource gates_of(const LinearPass& pass, const Place& place
   return {&pass.log_decay(place.batch, place.first_token, place.state_head), pass.log_decay.strides[1], place.tokens};
 }
 
-/// A lane's part of S^T in the layout of products: rows are value columns `row` and `row + 8`, registers 4 j to 4 j + 3 hold
-/// keys 8 j + 2 (lane % 4) and the next, for each of the two rows. f(register, element) is called for those inside the state.
+/// A lane's part of S^T in the layout of products: rows are value columns `row` and `row + 8`, registers 4 j to 4 j + 3
+/// hold keys 8 j + 2 (lane % 4) and the next, for each of the two rows. f(register, element) is called for those inside
+/// the state.
 template <int Registers, class S, class F>
 __device__ void for_each_state_element(TensorView<S, 2> state, int row, int lane, F f) {
   const int key = 2 * (lane % 4), keys = int(state.extents[0]), values = int(state.extents[1]);

@@ -1,14 +1,14 @@
 #pragma once
-// A sequence shared by several blocks: each first sums what its segment adds to the state (warpgroup_segment_sums), a scan
-// turns these into the state at the beginning of each segment (scan_segments), and the pass with outputs begins there. K and V
-// are read twice, which pays where there are too few heads to fill the device otherwise.
+// A sequence shared by several blocks: each first sums what its segment adds to the state (warpgroup_segment_sums), a
+// scan turns these into the state at the beginning of each segment (scan_segments), and the pass with outputs begins
+// there. K and V are read twice, which pays where there are too few heads to fill the device otherwise.
 #include "chela/cuda/arch/warpgroup.cuh"
 #include "chela/cuda/attention/warpgroup_tiles.cuh"
 
 namespace chela::cuda::detail {
 
-/// What each segment but the last adds to the state, and what it leaves of an earlier one. Heads are state heads here. Blocks
-/// of 128 ValueGroups threads.
+/// What each segment but the last adds to the state, and what it leaves of an earlier one. Heads are state heads here.
+/// Blocks of 128 ValueGroups threads.
 template <class T, class D, int KeyDim, int ValueGroups>
 __global__ void __launch_bounds__(128 * ValueGroups, 1)
     warpgroup_segment_sums(const __grid_constant__ WarpgroupPass<T> args) {
@@ -99,8 +99,9 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
   }
 }
 
-/// Turns segment_states from what each segment adds into the state at its beginning. With one segment: a copy of the initial
-/// states, for passes whose final states go to the same memory while other blocks still read. One thread per state element.
+/// Turns segment_states from what each segment adds into the state at its beginning. With one segment: a copy of the
+/// initial states, for passes whose final states go to the same memory while other blocks still read. One thread per
+/// state element.
 template <class D>
 __global__ void scan_segments(const __grid_constant__ LinearPass pass) {
   const auto& states = pass.segment_states;

@@ -1,12 +1,13 @@
 #pragma once
 // Linear attention on warps (sm_80 instructions), one block per head and tile of value columns, the chunk step of
-// chunk/step.hpp with S^T in registers: a warp has 16 value columns of it, and its accumulators, rounded, are an operand of
+// chunk/step.hpp with S^T in registers: a warp has 16 value columns of it, and its accumulators, rounded, are an
+// operand of
 //
 //   O    = Q S + P V,   P = scores kept where the key is not after the query
 //   S^T += V^T K
 //
-// P goes through shared memory, one chunk ahead, so that a chunk needs a single barrier of the block; outputs leave one chunk
-// late, in whole rows (32 bytes of a row at a time would hold the memory back).
+// P goes through shared memory, one chunk ahead, so that a chunk needs a single barrier of the block; outputs leave one
+// chunk late, in whole rows (32 bytes of a row at a time would hold the memory back).
 #include <new>
 
 #include "chela/cuda/arch/mma.cuh"
@@ -105,7 +106,8 @@ __device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, cons
   }
 }
 
-/// P of one chunk by warp `part` of `Parts`: rows of 16 queries, shared out by columns where there are more warps than rows.
+/// P of one chunk by warp `part` of `Parts`: rows of 16 queries, shared out by columns where there are more warps than
+/// rows.
 template <class T, class D, int Parts, class Tiles>
 __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
   constexpr int rows = Tiles::tokens / 16, shares = Parts / rows < rows ? Parts / rows : rows;
@@ -162,7 +164,8 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
   }
 }
 
-/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, and the state after.
+/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, and the state
+/// after.
 template <class T, class D, int Registers, class Tiles>
 __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
                      int lane) {
@@ -249,8 +252,8 @@ __device__ void store_chunk(const WarpRows<T>& rows, const Tiles& tiles, const P
   });
 }
 
-/// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys. With ScoreWarps, warps of their
-/// own make P; without, all do.
+/// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys. With ScoreWarps, warps of
+/// their own make P; without, all do.
 template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
 __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     warp_pass(const __grid_constant__ WarpPass<T> args) {

@@ -1,5 +1,6 @@
 #pragma once
-// Shared memory of the warpgroup kernels: a ring of chunks that the copy engine fills, and what warpgroups hand to each other.
+// Shared memory of the warpgroup kernels: a ring of chunks that the copy engine fills, and what warpgroups hand to each
+// other.
 #include "chela/cuda/arch/tensor_copy.cuh"
 #include "chela/cuda/attention/linear_pass.cuh"
 
@@ -19,8 +20,8 @@ inline constexpr int most_stages = 8;
 /// Decay weights in flight: more than scores, since a chunk needs them before anything else.
 inline constexpr int gate_buffers = 4;
 
-/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. A place of the
-/// ring is released together with the score buffer of its chunk, or by itself where there are no outputs.
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. A
+/// place of the ring is released together with the score buffer of its chunk, or by itself where there are no outputs.
 struct WarpgroupBarriers {
   std::uint64_t loaded[most_stages];
   std::uint64_t released[most_stages];
@@ -72,8 +73,8 @@ struct WarpgroupTiles {
   }
 };
 
-/// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free; else
-/// load_next waits for it.
+/// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free;
+/// else load_next waits for it.
 template <class T, class Tiles, bool Outputs>
 class ChunkLoader {
  public:
@@ -110,7 +111,8 @@ class ChunkLoader {
   RingPosition at_;
 };
 
-/// One thread prepares all barriers; every thread calls. `releases`: how many places are released, each by so many `arrivals`.
+/// One thread prepares all barriers; every thread calls. `releases`: how many places are released, each by so many
+/// `arrivals`.
 __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int releases, int arrivals) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
@@ -122,13 +124,14 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
   __syncthreads();
 }
 
-/// The chunk that holds tokens of the next sequence behind its own, or -1: the last one of a sequence in a ragged batch.
+/// The chunk that holds tokens of the next sequence behind its own, or -1: the last one of a sequence in a ragged
+/// batch.
 __device__ inline int shared_chunk(const LinearPass& pass, const Place& place) {
   return pass.sequences.cu_seqlens.present() && place.tokens % chunk_len != 0 ? place.tokens / chunk_len : -1;
 }
 
-/// Zeros the tokens past the first `tokens` of a shared chunk's keys and of a warpgroup's values. At the end of a tensor the
-/// copy engine brings zeros by itself.
+/// Zeros the tokens past the first `tokens` of a shared chunk's keys and of a warpgroup's values. At the end of a
+/// tensor the copy engine brings zeros by itself.
 template <int KeyDim>
 __device__ void clear_other_tokens(std::uint32_t keys, std::uint32_t values, int tokens, int barrier, int thread) {
   const auto clear = [&](std::uint32_t tile, int units) {
