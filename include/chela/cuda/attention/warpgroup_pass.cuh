@@ -22,7 +22,7 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
                             const Place& place, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const int row = 16 * warp + lane / 4;  // this lane's query tokens: row and row + 8
-  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, thread == 96);
+  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, thread == 0);
   for (int i = 0; i < tiles.stages; ++i) loader.load_next();
   GateSource source;
   if constexpr (D::decays) source = gates_of(args.pass, place);
@@ -36,11 +36,11 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   RingPosition at, buffer, gated;
   const int end = place.end_chunk;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
-    float weights[32];
+    float weights[32] = {};
     int reach[2] = {row, row + 8};
     if constexpr (D::decays) {
       const ChunkGates gates = gates_ahead.take();
-      if (warp == 0) {  // the buffer's last chunk is four back, and released
+      if (warp == 1) {  // the buffer's last chunk is four back, and released
         tiles.gates(gated.place).write(gates, lane);
         arch::arrive(arch::shared_address(&barriers.gated[gated.place]));
         gated.advance(gate_buffers);
@@ -50,6 +50,8 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
+        if (j >= 2 * warp + 2)
+          break;  // later keys than this warp's queries: the lower the warp, the more it can do beside
         const float2 sums = gates.sums_of_columns(j);
 #pragma unroll
         for (int i = 0; i < 4; ++i) weights[4 * j + i] = ChunkGates::weight(row_sums[i / 2], i % 2 ? sums.y : sums.x);
