@@ -56,3 +56,40 @@ function(chela_add_example name)
     set_tests_properties(example_${name} PROPERTIES LABELS cpu)
   endif()
 endfunction()
+
+# The CUDA programs: no Eigen, and architectures from CMAKE_CUDA_ARCHITECTURES (the preset cuda-release names those that the
+# kernels are tuned for).
+if(CHELA_ENABLE_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+  endif()
+  set(CMAKE_CUDA_EXTENSIONS ON)  # nvcc's own default: CMake adds no flag of its own to the -std=c++20 of chela::cuda
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  add_library(chela_cuda_development INTERFACE)
+  target_link_libraries(chela_cuda_development INTERFACE chela::cuda)
+  # Of the host compiler's warnings, those that nvcc's own code is free of.
+  target_compile_options(chela_cuda_development INTERFACE -Xcompiler=-Wall,-Wextra
+    $<$<BOOL:${CHELA_WARNINGS_AS_ERRORS}>:SHELL:-Werror all-warnings>)
+
+  # Builds every CUDA program and nothing else.
+  add_custom_target(cuda_programs)
+
+  # chela_add_cuda_test(<name> <source>...) adds the program test_<name> and the CTest test <name>, skipped without a device.
+  function(chela_add_cuda_test name)
+    add_executable(test_${name} ${ARGN})
+    target_include_directories(test_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_link_libraries(test_${name} PRIVATE chela_cuda_test_main)
+    add_test(NAME ${name} COMMAND test_${name})
+    set_tests_properties(${name} PROPERTIES LABELS cuda SKIP_RETURN_CODE 77)
+    add_dependencies(cuda_programs test_${name})
+  endfunction()
+
+  # chela_add_cuda_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cuda.
+  function(chela_add_cuda_bench op)
+    add_executable(bench_${op}_cuda ${ARGN})
+    target_include_directories(bench_${op}_cuda PRIVATE ${PROJECT_SOURCE_DIR}/bench ${PROJECT_SOURCE_DIR}/tests)
+    target_link_libraries(bench_${op}_cuda PRIVATE chela_cuda_development benchmark::benchmark)
+    add_dependencies(cuda_programs bench_${op}_cuda)
+  endfunction()
+endif()

@@ -5,7 +5,7 @@ include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/chela)
 
 install(DIRECTORY include/chela DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
-install(TARGETS chela EXPORT chelaTargets)
+install(TARGETS chela chela_cuda EXPORT chelaTargets)
 install(EXPORT chelaTargets NAMESPACE chela:: DESTINATION ${package_dir})
 
 configure_package_config_file(cmake/chelaConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/chelaConfig.cmake

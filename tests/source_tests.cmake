@@ -37,11 +37,6 @@ foreach(way install subdirectory fetch)
 endforeach()
 
 if(CHELA_ENABLE_CUDA)
-  enable_language(CUDA)
-  add_executable(test_headers_cuda headers/cuda.cu)
-  target_link_libraries(test_headers_cuda PRIVATE chela::chela)
-  # CMake 3.25 does not know that nvcc has C++20.
-  target_compile_options(test_headers_cuda PRIVATE -std=c++20)
-  add_test(NAME headers_cuda COMMAND test_headers_cuda)
-  set_tests_properties(headers_cuda PROPERTIES LABELS "package;cuda" SKIP_RETURN_CODE 77)
+  chela_add_script_test(headers_cuda_reachable headers/reachable_cuda.cmake -DNVCC=${CMAKE_CUDA_COMPILER}
+    -DINCLUDE=${PROJECT_SOURCE_DIR}/include)
 endif()

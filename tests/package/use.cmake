@@ -23,11 +23,11 @@ run(${CMAKE_COMMAND} --build ${SCRATCH}/build)
 run(${SCRATCH}/build/outside)
 
 if(FROM STREQUAL "install")
-  file(WRITE ${SCRATCH}/cuda/CMakeLists.txt
-    "cmake_minimum_required(VERSION 3.25)\nproject(cuda LANGUAGES CXX)\nfind_package(chela CONFIG REQUIRED COMPONENTS cuda)\n")
-  execute_process(COMMAND ${CMAKE_COMMAND} -S ${SCRATCH}/cuda -B ${SCRATCH}/cuda/build ${options}
+  file(WRITE ${SCRATCH}/fortran/CMakeLists.txt
+    "cmake_minimum_required(VERSION 3.25)\nproject(fortran LANGUAGES CXX)\nfind_package(chela CONFIG REQUIRED COMPONENTS fortran)\n")
+  execute_process(COMMAND ${CMAKE_COMMAND} -S ${SCRATCH}/fortran -B ${SCRATCH}/fortran/build ${options}
     RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
-  if(NOT result OR NOT output MATCHES "no component 'cuda'")
+  if(NOT result OR NOT output MATCHES "no component 'fortran'")
     message(FATAL_ERROR "a component that is not installed should be refused by name:\n${output}")
   endif()
 endif()

@@ -30,6 +30,14 @@ double tolerance(Index summed_terms) {
   return storage + 4 * unit_roundoff<Sum>() * (2 + std::sqrt(double(std::max<Index>(summed_terms, 1))));
 }
 
+/// The same where operands of products are rounded to T on the way (scores, states, weighted values), as on tensor
+/// cores: each of these roundings and that of the output have random sign and about 0.4 roundoffs, and two of them meet
+/// in an output.
+template <class T>
+double tensor_core_tolerance() {
+  return 0.75 * unit_roundoff<T>();
+}
+
 /// Largest relative error of a hand-written gradient against central differences in double.
 inline constexpr double gradient_tolerance = 1e-6;
 

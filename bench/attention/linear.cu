@@ -1,0 +1,156 @@
+// Linear attention on a GPU: least possible traffic (q, k, v and log-decays read once, o written once) over time, as a
+// share of a copy. Launches rotate among buffers that together are far larger than the second-level cache.
+#include "chela/cuda/attention/linear.cuh"
+
+#include <memory>
+
+#include "chela/reference/linear.hpp"
+#include "support/device.cuh"
+#include "support/measure_device.cuh"
+#include "support/tolerance.hpp"
+
+using namespace chela;
+using namespace chela::bench;
+using cuda::Instructions;
+using cuda::LinearPolicy;
+
+namespace {
+
+using Element = __nv_bfloat16;
+
+template <class T, class... I>
+struct Array {
+  DeviceMemory memory;
+  TensorView<T, sizeof...(I)> view;
+
+  Array(std::uint32_t seed, float low, float high, I... extents)
+      : memory(std::size_t((Index(1) * ... * extents)) * sizeof(T)),
+        view(contiguous(static_cast<T*>(memory.data()), extents...)) {
+    fill_uniform<<<1024, 256>>>(view.data, view.size(), seed, low, high);
+    require_cuda(cudaGetLastError());
+  }
+};
+using Rows = Array<Element, Index, Index, Index, Index>;
+
+template <DecayKind D>
+struct Buffers {
+  Rows q, k, v, o;
+  Array<float, Index, Index, Index> log_decay;
+
+  Buffers(std::uint32_t seed, Index batch, Index tokens, Index heads, Index key_dim, Index value_dim)
+      : q(seed, -1, 1, batch, tokens, heads, key_dim),
+        k(seed + 1, -1, 1, batch, tokens, heads, key_dim),
+        v(seed + 2, -1, 1, batch, tokens, heads, value_dim),
+        o(seed + 3, 0, 0, batch, tokens, heads, value_dim),
+        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads) {
+    require_cuda(cudaMemset(o.memory.data(), 0xff, o.memory.bytes()));
+  }
+  LinearAttentionArgs<Element, D> args() const {
+    LinearAttentionArgs<Element, D> a{.q = q.view, .k = k.view, .v = v.view, .o = o.view};
+    if constexpr (D == DecayKind::per_token) a.log_decay = log_decay.view;
+    if constexpr (D == DecayKind::per_head) a.log_decay = slice(slice(log_decay.view, 0), 0);
+    return a;
+  }
+};
+
+/// Two columns of one batch entry and head, or all columns, in double on the host.
+template <class T>
+Tensor<double, 4> head_of(const std::vector<T>& all, TensorView<T, 4> view, Index batch, Index head, Index column,
+                          Index columns) {
+  view.data = const_cast<T*>(all.data());
+  return test::converted<double>(run(run(run(view, 0, batch, 1), 2, head, 1), 3, column, columns));
+}
+
+template <class T>
+std::vector<T> on_host(const DeviceMemory& memory) {
+  std::vector<T> copy(memory.bytes() / sizeof(T));
+  require_cuda(cudaMemcpy(copy.data(), memory.data(), memory.bytes(), cudaMemcpyDeviceToHost));
+  return copy;
+}
+
+/// Whether the answer is right, judged on the first and last heads: by the recurrence, a few thousand tokens at a time.
+template <DecayKind D>
+bool right(const Buffers<D>& b) {
+  const auto q = on_host<Element>(b.q.memory), k = on_host<Element>(b.k.memory), v = on_host<Element>(b.v.memory),
+             o = on_host<Element>(b.o.memory);
+  const auto g = on_host<float>(b.log_decay.memory);
+  const Index batch = b.q.view.extents[0], tokens = b.q.view.extents[1], heads = b.q.view.extents[2];
+  const Index key_dim = b.q.view.extents[3], value_dim = b.v.view.extents[3], columns = 2, piece = 4096;
+  for (const auto& [entry, head, column] :
+       {std::array<Index, 3>{0, 0, 0}, std::array<Index, 3>{batch - 1, heads - 1, value_dim - columns}}) {
+    const auto hq = head_of(q, b.q.view, entry, head, 0, key_dim), hk = head_of(k, b.k.view, entry, head, 0, key_dim),
+               hv = head_of(v, b.v.view, entry, head, column, columns),
+               got = head_of(o, b.o.view, entry, head, column, columns);
+    Tensor<double, 4> want(got.extents()), state(1, 1, key_dim, columns), hg(1, tokens, 1, 1);
+    for (Index t = 0; t < tokens; ++t)
+      hg(0, t, 0, 0) = double(g[std::size_t(D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head)]);
+    auto keys_g = hg.view();
+    keys_g.extents[3] = key_dim, keys_g.strides[3] = 0;
+    for (Index begin = 0; begin < tokens; begin += piece) {
+      const Index count = std::min(piece, tokens - begin);
+      const auto part = [&](auto view) { return run(view, 1, begin, count); };
+      reference::LinearAttentionProblem p{.q = part(hq.view()), .k = part(hk.view()), .v = part(hv.view())};
+      const Tensor<double, 4> before = state;
+      p.initial_state = before, p.scale = 1 / std::sqrt(double(key_dim));
+      if constexpr (D != DecayKind::none) p.log_decay = part(TensorView<const double, 4>(keys_g));
+      reference::linear_attention(p, part(want.view()), state);
+    }
+    if (!(test::relative_error(got, want) < test::tensor_core_tolerance<Element>())) return false;
+  }
+  return true;
+}
+
+template <LinearPolicy P, DecayKind D>
+void linear_attention(benchmark::State& state) {
+  const Index batch = state.range(0), tokens = state.range(1), heads = state.range(2);
+  const Index key_dim = state.range(3), value_dim = state.range(4);
+  const double traffic =
+      double(batch * tokens * heads) * double(2 * 2 * (key_dim + value_dim) + (D == DecayKind::per_token ? 4 : 0));
+  const int sets = int(std::clamp(3e8 / traffic, 2.0, 64.0)), launches = std::max(8, sets);
+  std::vector<std::unique_ptr<Buffers<D>>> buffers;
+  for (int i = 0; i < sets; ++i)
+    buffers.push_back(std::make_unique<Buffers<D>>(10 * i + 1, batch, tokens, heads, key_dim, value_dim));
+  const DeviceMemory scratch(cuda::workspace_bytes<P>(buffers[0]->args()));
+  require_cuda(cudaDeviceSynchronize());
+
+  const Stream stream;
+  Status status;
+  const auto launch = [&](int i) {
+    const Status s =
+        cuda::linear_attention<P>(buffers[std::size_t(i % sets)]->args(), {scratch.data(), scratch.bytes()}, stream);
+    if (!s.ok()) status = s;
+  };
+  launch(0);
+  stream.wait();
+  if (!status.ok()) return state.SkipWithError(status.why);
+  if (!right(*buffers[0])) return state.SkipWithError("wrong answer");
+  const double copy = device_copy_rate();
+  TimedGraph graph(stream, launches, launch);
+  const double seconds = time_launches(state, graph);
+  state.counters["share_of_copy"] = traffic / seconds / copy;
+  state.counters["copy_GB_per_s"] = copy * 1e-9;
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"B", "T", "H", "K", "V"})->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(15);
+  b->Args({8, 2048, 16, 64, 64})->Args({4, 4096, 32, 128, 128})->Args({1, 4096, 32, 128, 128});
+  b->Args({1, 131072, 4, 128, 128})->Args({1, 256, 16, 64, 64});
+}
+
+constexpr LinearPolicy tuned{};
+constexpr LinearPolicy on_warps{.instructions = Instructions::warp};
+
+#define CHELA_BENCH(policy, decay)                              \
+  BENCHMARK(linear_attention<policy, DecayKind::decay>)         \
+      ->Name("linear_attention/" #policy "_" #decay "/forward") \
+      ->Apply(shapes)
+
+CHELA_BENCH(tuned, none);
+CHELA_BENCH(tuned, per_head);
+CHELA_BENCH(tuned, per_token);
+CHELA_BENCH(on_warps, none);
+CHELA_BENCH(on_warps, per_token);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -1,0 +1,119 @@
+#pragma once
+// The yardstick and the clock of GPU benchmarks: a copy measured in the same process, and graphs of launches timed by
+// events.
+#include <benchmark/benchmark.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "support/device.cuh"
+
+namespace chela::bench {
+
+using test::DeviceMemory;
+using test::require_cuda;
+using test::Stream;
+
+/// Times what is queued on a stream.
+class Clock {
+ public:
+  explicit Clock(const Stream& stream) : stream_(stream) {
+    require_cuda(cudaEventCreate(&begin_)), require_cuda(cudaEventCreate(&end_));
+  }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+  ~Clock() { cudaEventDestroy(begin_), cudaEventDestroy(end_); }
+
+  template <class F>
+  double seconds(F queue) const {
+    require_cuda(cudaEventRecord(begin_, stream_));
+    queue();
+    require_cuda(cudaEventRecord(end_, stream_));
+    require_cuda(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    return double(milliseconds) * 1e-3;
+  }
+
+ private:
+  const Stream& stream_;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+/// `launches` calls of f(i) as one graph, whose replays are timed.
+class TimedGraph {
+ public:
+  template <class F>
+  TimedGraph(const Stream& stream, int launches, F f) : stream_(stream), clock_(stream), launches_(launches) {
+    for (int i = 0; i < launches; ++i) f(i);
+    stream.wait();
+    require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < launches; ++i) f(i);
+    cudaGraph_t graph = nullptr;
+    require_cuda(cudaStreamEndCapture(stream, &graph));
+    require_cuda(cudaGraphInstantiate(&executable_, graph, 0));
+    cudaGraphDestroy(graph);
+    for (int i = 0; i < 3; ++i) seconds();
+  }
+  TimedGraph(const TimedGraph&) = delete;
+  TimedGraph& operator=(const TimedGraph&) = delete;
+  ~TimedGraph() { cudaGraphExecDestroy(executable_); }
+
+  /// Of one launch, as the share of one replay.
+  double seconds() const {
+    return clock_.seconds([&] { require_cuda(cudaGraphLaunch(executable_, stream_)); }) / launches_;
+  }
+
+ private:
+  const Stream& stream_;
+  Clock clock_;
+  int launches_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+inline double median(std::vector<double> x) {
+  std::nth_element(x.begin(), x.begin() + std::ptrdiff_t(x.size() / 2), x.end());
+  return x[x.size() / 2];
+}
+
+/// Bytes read plus bytes written per second by a copy far larger than the caches.
+inline double device_copy_rate() {
+  static const double rate = [] {
+    constexpr std::size_t bytes = std::size_t(1) << 30;
+    const DeviceMemory from(bytes), to(bytes);
+    require_cuda(cudaMemset(from.data(), 1, bytes));
+    const Stream stream;
+    const Clock clock(stream);
+    std::vector<double> seconds;
+    for (int i = 0; i < 18; ++i)
+      seconds.push_back(clock.seconds(
+          [&] { require_cuda(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream)); }));
+    return 2.0 * double(bytes) / median(seconds);
+  }();
+  return rate;
+}
+
+/// Runs the benchmark loop and returns the median time of one launch, from which shares are computed.
+inline double time_launches(benchmark::State& state, const TimedGraph& graph) {
+  std::vector<double> seconds;
+  for (auto _ : state) {
+    seconds.push_back(graph.seconds());
+    state.SetIterationTime(seconds.back());
+  }
+  return median(seconds);
+}
+
+/// Fills device memory with numbers uniform in [low, high), the same on every run.
+template <class T>
+__global__ void fill_uniform(T* data, Index size, std::uint32_t seed, float low, float high) {
+  for (Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += Index(gridDim.x) * blockDim.x) {
+    std::uint64_t x = (std::uint64_t(i) + 1) * 0x9e3779b97f4a7c15u + seed * std::uint64_t(0xd1b54a32d192ed03u);
+    x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;
+    x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;
+    data[i] = T(low + (high - low) * float(x >> 40) * 0x1p-24f);
+  }
+}
+
+}  // namespace chela::bench

@@ -1,0 +1,16 @@
+#pragma once
+// Everything for NVIDIA GPUs: the contracts, and the CUDA backend in chela::cuda. For files that nvcc compiles; no
+// Eigen.
+
+#include "chela/attention/linear.hpp"
+#include "chela/core/element.hpp"
+#include "chela/core/host_device.hpp"
+#include "chela/core/index.hpp"
+#include "chela/core/index_view.hpp"
+#include "chela/core/status.hpp"
+#include "chela/core/tensor.hpp"
+#include "chela/core/tensor_view.hpp"
+#include "chela/cuda/attention/linear.cuh"
+#include "chela/cuda/element.cuh"
+#include "chela/cuda/status.cuh"
+#include "chela/cuda/workspace.cuh"

@@ -1,0 +1,32 @@
+#pragma once
+// Products of one warp (sm_80): d [16, 8] += a [16, 16] b [16, 8], summed in float.
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace chela::cuda::arch {
+
+/// With g = lane / 4 and c = 2 (lane % 4), a register pair of T at a time:
+///   a   (g, c), (g + 8, c), (g, c + 8), (g + 8, c + 8)        one row's neighbours in a register: load_matrices of a
+///   b   (c, g), (c + 8, g)                                    one column's neighbours in a register
+///   d   (g, c), (g, c + 1), (g + 8, c), (g + 8, c + 1)
+/// so that d of one product, packed in pairs, is a of the next, and d of a transposed one is b.
+template <class T>
+__device__ inline void multiply_add(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+}  // namespace chela::cuda::arch

@@ -1,0 +1,61 @@
+#pragma once
+// Pairs of 16-bit elements in a register, and the exponential.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace chela::cuda::arch {
+
+/// Two floats rounded to T, the first in the low half.
+template <class T>
+__device__ inline std::uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(pair);
+  }
+}
+
+template <class T>
+__device__ inline float2 unpack(std::uint32_t word) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+  } else {
+    return __half22float2(reinterpret_cast<const __half2&>(word));
+  }
+}
+
+/// 2^x to 2 units in the last place; results under 2^-126 are zero.
+__device__ inline float exp2_flushed(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Keeps the compiler from moving work on an array of registers across this point: products that are under way write to
+/// them behind its back.
+template <int N>
+__device__ inline void pin(float (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+
+/// As pin for rounded pairs: has them made before this point.
+template <int N>
+__device__ inline void pin(std::uint32_t (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
+
+/// Keeps registers that a product under way reads from being used for anything else up to this point.
+template <int N>
+__device__ inline void keep(const std::uint32_t (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" ::"r"(x[i]) : "memory");
+}
+
+}  // namespace chela::cuda::arch

@@ -1,0 +1,133 @@
+#pragma once
+// What the kernels of linear attention share: how a problem is cut into blocks, and states in and out of registers.
+#include "chela/chunk/ragged.hpp"
+#include "chela/core/tensor_view.hpp"
+#include "chela/cuda/attention/gates.cuh"
+
+namespace chela::cuda::detail {
+
+/// How heads share: head h of the larger count reads head h / ratio of the smaller.
+struct HeadSharing {
+  int outputs = 1;            ///< output heads
+  int outputs_per_query = 1;  ///< output heads that read one head of q
+  int outputs_per_state = 1;
+  int states_per_key = 1;
+  int states_per_value = 1;
+};
+
+/// One pass over all heads, sequences and segments. States are seen key-major whatever their layout.
+struct LinearPass {
+  SequenceBatch sequences;
+  HeadSharing heads;
+  int key_dim = 0, value_dim = 0;
+  int value_tiles = 1;  ///< blocks that share the value columns of a head
+  int segments = 1;     ///< blocks that share the chunks of a sequence
+  int stages = 2;       ///< chunks in flight
+  float scale = 1;
+  TensorView<const float, 3> log_decay = {};      ///< [batch, token, state_head]
+  TensorView<const float, 4> initial_state = {};  ///< [sequence or slot, state_head, key_dim, value_dim], or absent
+  TensorView<float, 4> final_state = {};          ///< likewise
+  IndexView state_slots = {};                     ///< [sequence], or absent
+  TensorView<float, 5> boundary_states = {};      ///< [sequence, boundary, state_head, key_dim, value_dim], or absent
+  int boundary_every = 1;                         ///< tokens from one boundary to the next
+  TensorView<float, 5> segment_states = {};  ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
+                                             ///< states at the segments' beginnings
+  float* segment_ages = nullptr;             ///< [segment, sequence, state_head]: what is left of an earlier state
+};
+
+/// A block's share of the problem. Kept in shared memory: most of it is used once per chunk, and registers are scarce.
+struct Place {
+  int sequence, batch, first_token, tokens;
+  int head, state_head, query_head, key_head, value_head;
+  int value_begin;  ///< first value column
+  int segment, first_chunk, end_chunk;
+};
+
+/// Block x: value tiles of a head side by side, then heads, then sequences. Block y: segments.
+__device__ inline Place place_of_block(const LinearPass& pass, int value_tile) {
+  Place place;
+  const unsigned head_of_all = blockIdx.x / unsigned(pass.value_tiles);
+  place.value_begin = int(blockIdx.x % unsigned(pass.value_tiles)) * value_tile;
+  place.sequence = int(head_of_all / unsigned(pass.heads.outputs));
+  const Sequence sequence = pass.sequences[place.sequence];
+  place.batch = int(sequence.batch), place.first_token = int(sequence.begin), place.tokens = int(sequence.count);
+  place.head = int(head_of_all % unsigned(pass.heads.outputs));
+  place.query_head = place.head / pass.heads.outputs_per_query;
+  place.state_head = place.head / pass.heads.outputs_per_state;
+  place.key_head = place.state_head / pass.heads.states_per_key;
+  place.value_head = place.state_head / pass.heads.states_per_value;
+  place.segment = int(blockIdx.y);
+  const int chunks = (place.tokens + chunk_len - 1) / chunk_len, share = (chunks + pass.segments - 1) / pass.segments;
+  place.first_chunk = min(place.segment * share, chunks);
+  place.end_chunk = min(place.first_chunk + share, chunks);
+  return place;
+}
+
+__device__ inline GateSource gates_of(const LinearPass& pass, const Place& place) {
+  return {&pass.log_decay(place.batch, place.first_token, place.state_head), pass.log_decay.strides[1], place.tokens};
+}
+
+/// A lane's part of S^T in the layout of products: rows are value columns `row` and `row + 8`, registers 4 j to 4 j + 3
+/// hold keys 8 j + 2 (lane % 4) and the next, for each of the two rows. f(register, element) is called for those inside
+/// the state.
+template <int Registers, class S, class F>
+__device__ void for_each_state_element(TensorView<S, 2> state, int row, int lane, F f) {
+  const int key = 2 * (lane % 4), keys = int(state.extents[0]), values = int(state.extents[1]);
+  S* const first = &state(key, row);
+  const Index next_key = state.strides[0], next_row = 8 * state.strides[1];
+#pragma unroll
+  for (int j = 0; j < Registers / 4; ++j) {
+    if (8 * j + key >= keys) break;
+    S* const at = first + 8 * j * next_key;
+    if (row < values) f(4 * j, at[0]), f(4 * j + 1, at[next_key]);
+    if (row + 8 < values) f(4 * j + 2, at[next_row]), f(4 * j + 3, at[next_row + next_key]);
+  }
+}
+
+/// The state of an entry of [entry, state_head, key_dim, value_dim].
+template <class S>
+__device__ TensorView<S, 2> state_of(TensorView<S, 4> states, Index entry, int state_head) {
+  return slice(slice(states, entry), state_head);
+}
+
+template <int Registers>
+__device__ void load_first_state(float (&state_t)[Registers], const LinearPass& pass, const Place& place, int row,
+                                 int lane) {
+#pragma unroll
+  for (int i = 0; i < Registers; ++i) state_t[i] = 0;
+  const auto take = [&](int i, const float& x) { state_t[i] = x; };
+  if (pass.segment_states.present()) {
+    for_each_state_element<Registers>(
+        state_of(slice(pass.segment_states, place.segment), place.sequence, place.state_head), row, lane,
+        [&](int i, float& x) { state_t[i] = x; });
+  } else if (pass.initial_state.present()) {
+    const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
+    for_each_state_element<Registers>(state_of(pass.initial_state, entry, place.state_head), row, lane, take);
+  }
+}
+
+/// Whether this block is the one that writes the states which its output head shares with others.
+__device__ inline bool writes_states(const LinearPass& pass, const Place& place) {
+  return place.head % pass.heads.outputs_per_state == 0;
+}
+
+template <int Registers>
+__device__ void store_last_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int row,
+                                 int lane) {
+  if (!pass.final_state.present() || place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
+  const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
+  for_each_state_element<Registers>(state_of(pass.final_state, entry, place.state_head), row, lane,
+                                    [&](int i, float& x) { x = state_t[i]; });
+}
+
+/// After `tokens` tokens, a whole number of chunks: the boundary state, where there is one.
+template <int Registers>
+__device__ void store_boundary_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place,
+                                     int tokens, int row, int lane) {
+  if (tokens % pass.boundary_every != 0 || tokens > place.tokens || !writes_states(pass, place)) return;
+  const int boundary = tokens / pass.boundary_every - 1;
+  for_each_state_element<Registers>(state_of(slice(pass.boundary_states, place.sequence), boundary, place.state_head),
+                                    row, lane, [&](int i, float& x) { x = state_t[i]; });
+}
+
+}  // namespace chela::cuda::detail

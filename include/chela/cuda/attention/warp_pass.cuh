@@ -1,0 +1,312 @@
+#pragma once
+// Linear attention on warps (sm_80 instructions), one block per head and tile of value columns, the chunk step of
+// chunk/step.hpp with S^T in registers: a warp has 16 value columns of it, and its accumulators, rounded, are an
+// operand of
+//
+//   O    = Q S + P V,   P = scores kept where the key is not after the query
+//   S^T += V^T K
+//
+// P goes through shared memory, one chunk ahead, so that a chunk needs a single barrier of the block; outputs leave one
+// chunk late, in whole rows (32 bytes of a row at a time would hold the memory back).
+#include <new>
+
+#include "chela/cuda/arch/mma.cuh"
+#include "chela/cuda/attention/linear_pass.cuh"
+
+namespace chela::cuda::detail {
+
+template <class T>
+struct WarpPass {
+  TensorView<const T, 4> q, k, v;
+  TensorView<T, 4> o;
+  LinearPass pass;
+};
+
+/// Sizes of one instance. Tiles are panels [Tokens][64 columns] (arch::swizzled<Tokens>).
+template <bool Decays, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
+struct WarpTiles {
+  static_assert(Stages >= 3, "scores are made one chunk ahead: at least three chunks must be in flight");
+  static constexpr int tokens = Tokens, stages = Stages, value_warps = ValueWarps, score_warps = ScoreWarps;
+  static constexpr int threads = 32 * (ValueWarps + ScoreWarps);
+  static constexpr int key_units = KeyClass / 8, value_units = 2 * ValueWarps;  // of 16 bytes, per token
+  static constexpr int key_tile = Tokens * key_units * 16, value_tile = Tokens * value_units * 16;
+  static constexpr int gate_tile = Decays ? chunk_len * int(sizeof(float)) : 0;
+  static constexpr int stage = 2 * key_tile + value_tile + gate_tile, score_tile = Tokens * 128;
+  static constexpr int bytes = Stages * stage + 2 * (score_tile + value_tile) + (Decays ? 2 * SharedGates::bytes : 0);
+
+  std::uint32_t base;
+
+  __device__ std::uint32_t queries(int chunk) const { return base + unsigned(chunk % Stages * stage); }
+  __device__ std::uint32_t keys(int chunk) const { return queries(chunk) + key_tile; }
+  __device__ std::uint32_t values(int chunk) const { return queries(chunk) + 2 * key_tile; }
+  __device__ std::uint32_t log_decays(int chunk) const { return values(chunk) + value_tile; }
+  __device__ std::uint32_t scores(int chunk) const { return base + unsigned(Stages * stage + chunk % 2 * score_tile); }
+  __device__ std::uint32_t output(int chunk) const {
+    return base + unsigned(Stages * stage + 2 * score_tile + chunk % 2 * value_tile);
+  }
+  __device__ SharedGates gates(int chunk) const {
+    return SharedGates(base +
+                       unsigned(Stages * stage + 2 * (score_tile + value_tile) + chunk % 2 * SharedGates::bytes));
+  }
+};
+
+/// The rows of one head of q, k, v or o, from a sequence's first token on.
+template <class T>
+struct HeadRows {
+  T* data;
+  Index stride;  ///< from one token to the next
+  int units;     ///< of 16 bytes, per row
+
+  __device__ HeadRows(TensorView<T, 4> view, const Place& place, int head, int column)
+      : data(&view(place.batch, place.first_token, head, column)),
+        stride(view.strides[1]),
+        units(int(view.extents[3] - column) / 8) {}
+};
+
+/// What a block reads and writes, in shared memory like its place.
+template <class T>
+struct WarpRows {
+  HeadRows<const T> q, k, v;
+  HeadRows<T> o;
+};
+
+/// Calls f(row, unit, address) for this thread's share of a tile with `Units` units of 16 bytes per row.
+template <class Tiles, int Units, class T, class F>
+__device__ void for_each_unit(const HeadRows<T>& rows, int first, int thread, F f) {
+  constexpr int step = Tiles::threads / Units;  // rows from one of this thread's units to its next
+  static_assert(Tiles::threads % Units == 0);
+  const int unit = thread % Units;
+  int row = thread / Units;
+  T* at = rows.data + (first + row) * rows.stride + 8 * unit;
+  const Index advance = step * rows.stride;
+#pragma unroll
+  for (int i = 0; i < (Tiles::tokens + step - 1) / step; ++i, row += step, at += advance)
+    if (Tiles::tokens % step == 0 || row < Tiles::tokens) f(row, unit, at);
+}
+
+/// Starts the copies of one chunk, with zeros for tokens past the end and columns past the last. All threads.
+template <class Tiles, class T, class D>
+__device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, const Tiles& tiles, const Place& place,
+                           int chunk, int thread) {
+  const int first = chunk * Tiles::tokens, left = place.tokens - first;
+  const auto load = [&](std::uint32_t tile, int units) {
+    return [=](int row, int unit, const T* from) {
+      arch::copy_async_16(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)), from, row < left && unit < units);
+    };
+  };
+  for_each_unit<Tiles, Tiles::key_units>(rows.q, first, thread, load(tiles.queries(chunk), rows.q.units));
+  for_each_unit<Tiles, Tiles::key_units>(rows.k, first, thread, load(tiles.keys(chunk), rows.k.units));
+  for_each_unit<Tiles, Tiles::value_units>(rows.v, first, thread, load(tiles.values(chunk), rows.v.units));
+  if constexpr (D::decays) {
+    if (thread < chunk_len) {
+      const GateSource source = gates_of(pass, place);
+      arch::copy_async_4(tiles.log_decays(chunk) + 4u * unsigned(thread),
+                         source.data + (first + thread) * source.token_stride, thread < Tiles::tokens && thread < left);
+    }
+  }
+}
+
+/// P of one chunk by warp `part` of `Parts`: rows of 16 queries, shared out by columns where there are more warps than
+/// rows.
+template <class T, class D, int Parts, class Tiles>
+__device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
+  constexpr int rows = Tiles::tokens / 16, shares = Parts / rows < rows ? Parts / rows : rows;
+  constexpr int columns = Tiles::tokens / shares / 8;  // matrices of 8 columns
+  const int first_row = part % rows * 16, first_column = part / rows * 8 * columns;
+  if (first_column >= first_row + 16) return;
+  const std::uint32_t q = tiles.queries(chunk), k = tiles.keys(chunk), p = tiles.scores(chunk);
+  const int row = first_row + lane / 4;
+
+  float scores[4 * columns];
+#pragma unroll
+  for (int i = 0; i < 4 * columns; ++i) scores[i] = 0;
+#pragma unroll
+  for (int i = 0; i < Tiles::key_units / 2; ++i) {
+    std::uint32_t a[4];
+    arch::load_matrices(a, q + unsigned(arch::swizzled<Tiles::tokens>(first_row + lane % 16, 2 * i + lane / 16)));
+#pragma unroll
+    for (int j = 0; j < columns; j += 2) {
+      if (first_column + 8 * j >= first_row + 16) break;
+      std::uint32_t b[4];
+      arch::load_matrices(b, k + unsigned(arch::swizzled<Tiles::tokens>(first_column + 8 * j + lane / 16 * 8 + lane % 8,
+                                                                        2 * i + lane / 8 % 2)));
+      arch::multiply_add<T>(scores + 4 * j, a, b[0], b[1]);
+      arch::multiply_add<T>(scores + 4 * j + 4, a, b[2], b[3]);
+    }
+  }
+  int reach[2] = {row, row + 8};
+  if constexpr (D::decays) {
+    const ChunkGates gates(arch::load_shared_float2(tiles.log_decays(chunk) + 8u * unsigned(lane)), lane);
+    if (part == 0) tiles.gates(chunk).write(gates, lane);
+    float row_sums[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
+#pragma unroll
+    for (int j = 0; j < columns; ++j) {
+      const float2 sums = gates.sums_of_columns(first_column / 8 + j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[4 * j + i] *= ChunkGates::weight(row_sums[i / 2], i % 2 ? sums.y : sums.x);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < columns; ++j) {
+    if (first_column + 8 * j >= first_row + 16) break;
+    const int key = first_column + 8 * j + 2 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const auto kept = [&](int e) {
+        return unsigned(row + 8 * i - key - e) <= unsigned(reach[i]) ? scores[4 * j + 2 * i + e] : 0.f;
+      };
+      arch::store_shared_word(
+          p + unsigned(arch::swizzled<Tiles::tokens>(row + 8 * i, first_column / 8 + j) + 4 * (lane % 4)),
+          arch::pack<T>(kept(0), kept(1)));
+    }
+  }
+}
+
+/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, and the state
+/// after.
+template <class T, class D, int Registers, class Tiles>
+__device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
+                     int lane) {
+  constexpr int rows = Tiles::tokens / 16;
+  const std::uint32_t q = tiles.queries(chunk), k = tiles.keys(chunk), v = tiles.values(chunk), p = tiles.scores(chunk);
+  const SharedGates gates = tiles.gates(chunk);
+
+  float output[rows][8];  // [16 tokens, 16 value columns] each
+#pragma unroll
+  for (int m = 0; m < rows; ++m)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) output[m][i] = 0;
+#pragma unroll
+  for (int i = 0; i < Tiles::key_units / 2; ++i) {  // O = Q S
+    const float* s = state_t + 8 * i;
+    const std::uint32_t low[2] = {arch::pack<T>(s[0], s[1]), arch::pack<T>(s[4], s[5])};
+    const std::uint32_t high[2] = {arch::pack<T>(s[2], s[3]), arch::pack<T>(s[6], s[7])};
+#pragma unroll
+    for (int m = 0; m < rows; ++m) {
+      std::uint32_t a[4];
+      arch::load_matrices(a, q + unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane % 16, 2 * i + lane / 16)));
+      arch::multiply_add<T>(output[m], a, low[0], low[1]);
+      arch::multiply_add<T>(output[m] + 4, a, high[0], high[1]);
+    }
+  }
+  if constexpr (D::decays) {
+#pragma unroll
+    for (int m = 0; m < rows; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float enter = gates.enter(16 * m + 8 * half + lane / 4);
+        output[m][2 * half] *= enter, output[m][2 * half + 1] *= enter;
+        output[m][2 * half + 4] *= enter, output[m][2 * half + 5] *= enter;
+      }
+  }
+  std::uint32_t values_t[rows][4];
+#pragma unroll
+  for (int i = 0; i < rows; ++i)
+    arch::load_matrices_transposed(values_t[i], v + unsigned(arch::swizzled<Tiles::tokens>(
+                                                        16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+#pragma unroll
+  for (int m = 0; m < rows; ++m)  // O += P V
+#pragma unroll
+    for (int i = 0; i <= m; ++i) {
+      std::uint32_t a[4];
+      arch::load_matrices(a, p + unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane % 16, 2 * i + lane / 16)));
+      arch::multiply_add<T>(output[m], a, values_t[i][0], values_t[i][2]);
+      arch::multiply_add<T>(output[m] + 4, a, values_t[i][1], values_t[i][3]);
+    }
+#pragma unroll
+  for (int m = 0; m < rows; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      arch::store_shared_word(
+          tiles.output(chunk) +
+              unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4 * (lane % 4)),
+          arch::pack<T>(pass.scale * output[m][2 * i], pass.scale * output[m][2 * i + 1]));
+
+  if constexpr (D::decays) {
+    weigh_values<T>(values_t, [&](int j) { return gates.leave_pair(8 * j + 2 * (lane % 4)); });
+    const float age = gates.age();
+#pragma unroll
+    for (int i = 0; i < Registers; ++i) state_t[i] *= age;
+  }
+#pragma unroll
+  for (int i = 0; i < rows; ++i)  // S^T += V^T K
+#pragma unroll
+    for (int j = 0; j < Registers / 4; j += 2) {
+      std::uint32_t b[4];
+      arch::load_matrices_transposed(b, k + unsigned(arch::swizzled<Tiles::tokens>(16 * i + lane % 16, j + lane / 16)));
+      arch::multiply_add<T>(state_t + 4 * j, values_t[i], b[0], b[1]);
+      arch::multiply_add<T>(state_t + 4 * j + 4, values_t[i], b[2], b[3]);
+    }
+}
+
+/// Stores the outputs of one chunk, which lie in shared memory. All threads.
+template <class Tiles, class T>
+__device__ void store_chunk(const WarpRows<T>& rows, const Tiles& tiles, const Place& place, int chunk, int thread) {
+  const int first = chunk * Tiles::tokens, left = place.tokens - first, units = rows.o.units;
+  const std::uint32_t tile = tiles.output(chunk);
+  for_each_unit<Tiles, Tiles::value_units>(rows.o, first, thread, [=](int row, int unit, T* to) {
+    if (row < left && unit < units)
+      *reinterpret_cast<uint4*>(to) = arch::load_shared_unit(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)));
+  });
+}
+
+/// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys. With ScoreWarps, warps of
+/// their own make P; without, all do.
+template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
+__global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
+    warp_pass(const __grid_constant__ WarpPass<T> args) {
+  using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>;
+  extern __shared__ __align__(128) char memory[];
+  __shared__ Place place;
+  __shared__ alignas(WarpRows<T>) char rows_memory[sizeof(WarpRows<T>)];
+  const LinearPass& pass = args.pass;
+  if (threadIdx.x == 0) {
+    place = place_of_block(pass, 16 * ValueWarps);
+    new (rows_memory) WarpRows<T>{{args.q, place, place.query_head, 0},
+                                  {args.k, place, place.key_head, 0},
+                                  {args.v, place, place.value_head, place.value_begin},
+                                  {args.o, place, place.head, place.value_begin}};
+  }
+  __syncthreads();
+  const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
+
+  const Tiles tiles{arch::shared_address(memory)};
+  const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int chunks = (place.tokens + Tokens - 1) / Tokens;
+  const bool has_state = warp < ValueWarps;
+  constexpr int score_parts = ScoreWarps ? ScoreWarps : ValueWarps;
+  const int score_part = ScoreWarps ? warp - ValueWarps : warp;
+  const auto load = [&](int chunk) {
+    if (chunk < chunks) load_chunk<Tiles, T, D>(pass, rows, tiles, place, chunk, thread);
+    arch::commit_copies();
+  };
+  const auto scores = [&](int chunk) {
+    if (chunk < chunks && score_part >= 0) make_scores<T, D, score_parts>(tiles, chunk, score_part, lane);
+  };
+
+  for (int chunk = 0; chunk < Stages - 1; ++chunk) load(chunk);
+  float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
+  const int value = place.value_begin + 16 * warp + lane / 4;
+  if (has_state) load_first_state(state_t, pass, place, value, lane);
+  arch::wait_copies<Stages - 2>();
+  __syncthreads();
+  scores(0);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    arch::wait_copies<Stages - 3>();
+    __syncthreads();  // the next chunk is here; this one's scores and the last one's outputs are in shared memory
+    load(chunk + Stages - 1);
+    if (chunk > 0) store_chunk<Tiles>(rows, tiles, place, chunk - 1, thread);
+    scores(chunk + 1);
+    if (has_state) {
+      step<T, D>(tiles, pass, state_t, chunk, warp, lane);
+      if (pass.boundary_states.present()) store_boundary_state(state_t, pass, place, (chunk + 1) * Tokens, value, lane);
+    }
+  }
+  __syncthreads();
+  if (chunks > 0) store_chunk<Tiles>(rows, tiles, place, chunks - 1, thread);
+  if (has_state) store_last_state(state_t, pass, place, value, lane);
+}
+
+}  // namespace chela::cuda::detail

@@ -1,0 +1,157 @@
+#pragma once
+// Shared memory of the warpgroup kernels: a ring of chunks that the copy engine fills, and what warpgroups hand to each
+// other.
+#include "chela/cuda/arch/tensor_copy.cuh"
+#include "chela/cuda/attention/linear_pass.cuh"
+
+namespace chela::cuda::detail {
+
+/// What the copy engine is told, and where outputs go.
+template <class T>
+struct WarpgroupPass {
+  CUtensorMap q, k, v, o;
+  TensorView<T, 4> output;
+  LinearPass pass;
+};
+
+/// Most chunks in flight.
+inline constexpr int most_stages = 8;
+
+/// Decay weights in flight: more than scores, since a chunk needs them before anything else.
+inline constexpr int gate_buffers = 4;
+
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. A
+/// place of the ring is released together with the score buffer of its chunk, or by itself where there are no outputs.
+struct WarpgroupBarriers {
+  std::uint64_t loaded[most_stages];
+  std::uint64_t released[most_stages];
+  std::uint64_t scored[2];
+  std::uint64_t gated[gate_buffers];
+};
+
+/// Position in a ring: which place, and the parity of how often it came round.
+struct RingPosition {
+  int place = 0;
+  std::uint32_t parity = 0;
+
+  __device__ void advance(int places) {
+    if (++place == places) place = 0, parity ^= 1;
+  }
+};
+
+/// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
+template <int KeyDim, int ValueGroups, bool Outputs, bool Decays>
+struct WarpgroupTiles {
+  static constexpr int panel = chunk_len * 128;
+  static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
+  static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
+  static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
+  static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + gate_buffers * SharedGates::bytes : 0;
+
+  /// Dynamic shared memory, with room to begin at a multiple of 1024.
+  static constexpr int bytes(int stages) {
+    return 1024 + stages * stage + (Outputs ? 2 * panel + 2 * value_tile : 0) + gate_bytes;
+  }
+
+  std::uint32_t base;
+  int stages;
+
+  __device__ WarpgroupTiles(const void* memory, int stages_)
+      : base((arch::shared_address(memory) + 1023u) & ~1023u), stages(stages_) {}
+  __device__ std::uint32_t keys(int place) const { return base + unsigned(place * stage); }
+  __device__ std::uint32_t queries(int place) const { return keys(place) + key_tile + value_tile; }
+  __device__ std::uint32_t values(int place, int group) const {
+    return keys(place) + unsigned(key_tile + group * panel);
+  }
+  __device__ std::uint32_t scores(int buffer) const { return base + unsigned(stages * stage + buffer * panel); }
+  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + 2 * group + buffer); }
+  __device__ std::uint32_t gate_ring(int warp) const {
+    return scores(Outputs ? 2 + 2 * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
+  }
+  __device__ SharedGates gates(int buffer) const {
+    return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
+  }
+};
+
+/// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free;
+/// else load_next waits for it.
+template <class T, class Tiles, bool Outputs>
+class ChunkLoader {
+ public:
+  /// Only the thread that `loads` starts copies.
+  __device__ ChunkLoader(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
+                         const Place& place, bool loads)
+      : args_(args),
+        tiles_(tiles),
+        barriers_(barriers),
+        place_(place),
+        chunk_(loads ? place.first_chunk : place.end_chunk) {}
+
+  __device__ void load_next() {
+    if (chunk_ >= place_.end_chunk) return;
+    const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
+    if constexpr (!Outputs) arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
+    arch::arrive_expecting(loaded, Tiles::stage);
+    const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
+    if constexpr (Outputs)
+      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
+    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
+    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
+                      place_.value_head, batch);
+    at_.advance(tiles_.stages);
+    ++chunk_;
+  }
+
+ private:
+  const WarpgroupPass<T>& args_;
+  const Tiles& tiles_;
+  WarpgroupBarriers& barriers_;
+  const Place& place_;
+  int chunk_;
+  RingPosition at_;
+};
+
+/// One thread prepares all barriers; every thread calls. `releases`: how many places are released, each by so many
+/// `arrivals`.
+__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int releases, int arrivals) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
+    for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
+    for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
+    for (int i = 0; i < gate_buffers; ++i) arch::init_barrier(arch::shared_address(&barriers.gated[i]), 32);
+    arch::fence_barriers();
+  }
+  __syncthreads();
+}
+
+/// The chunk that holds tokens of the next sequence behind its own, or -1: the last one of a sequence in a ragged
+/// batch.
+__device__ inline int shared_chunk(const LinearPass& pass, const Place& place) {
+  return pass.sequences.cu_seqlens.present() && place.tokens % chunk_len != 0 ? place.tokens / chunk_len : -1;
+}
+
+/// Zeros the tokens past the first `tokens` of a shared chunk's keys and of a warpgroup's values. At the end of a
+/// tensor the copy engine brings zeros by itself.
+template <int KeyDim>
+__device__ void clear_other_tokens(std::uint32_t keys, std::uint32_t values, int tokens, int barrier, int thread) {
+  const auto clear = [&](std::uint32_t tile, int units) {
+    for (int i = thread; i < (chunk_len - tokens) * units; i += 128)
+      arch::store_shared_unit(tile + unsigned(arch::swizzled<chunk_len>(tokens + i / units, i % units)),
+                              uint4{0, 0, 0, 0});
+  };
+  clear(keys, KeyDim / 8);
+  clear(values, 8);
+  arch::fence_copies();
+  arch::sync_threads(barrier, 128);
+}
+
+/// V^T of a warpgroup's 64 value columns as register operands, 16 tokens each.
+__device__ inline void load_values_transposed(std::uint32_t (&values_t)[4][4], std::uint32_t tile, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    arch::load_matrices_transposed(
+        values_t[i],
+        tile + unsigned(arch::swizzled<chunk_len>(16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+}
+
+}  // namespace chela::cuda::detail

@@ -1,0 +1,20 @@
+#pragma once
+#include <cstddef>
+
+#include "chela/core/status.hpp"
+
+namespace chela::cuda {
+
+/// Device memory that an operator may write while it runs: the caller's, at least as large as the operator's
+/// `workspace_bytes` says and 16-byte aligned. Two calls that may overlap in time need two.
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+inline Status check_workspace(Workspace workspace, std::size_t needed) {
+  return require(needed == 0 || (workspace.data && workspace.bytes >= needed), Code::bad_shape,
+                 "workspace is smaller than workspace_bytes(args) says for the current device");
+}
+
+}  // namespace chela::cuda

@@ -1,0 +1,436 @@
+#pragma once
+// Linear attention on a GPU, for one element type (linear.cu and linear_half.cu).
+#include <doctest/doctest.h>
+
+#include <string>
+
+#include "chela/cuda/attention/linear.cuh"
+#include "support/attention.hpp"
+#include "support/device.cuh"
+#include "support/tolerance.hpp"
+
+namespace chela::test {
+
+using cuda::Instructions;
+using cuda::LinearPolicy;
+using cuda::Workspace;
+
+/// A problem on the device, with room for one answer.
+template <class T, DecayKind D>
+struct DeviceProblem {
+  using Args = LinearAttentionArgs<T, D>;
+  const Problem<T, D, RuleKind::additive>& on_host;
+  DeviceTensor<T, 4> q, k, v, o;
+  DeviceTensor<float, 4> initial_state, final_state;
+  DeviceTensor<float, log_decay_rank(D)> log_decay;
+  Stream stream;
+
+  explicit DeviceProblem(const Problem<T, D, RuleKind::additive>& p)
+      : on_host(p),
+        q(p.q),
+        k(p.k),
+        v(p.v),
+        o(p.output()),
+        initial_state(p.initial_state),
+        final_state(p.state()),
+        log_decay(p.log_decay) {}
+
+  Args args() const {
+    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state};
+    if constexpr (D != DecayKind::none) a.log_decay = log_decay;
+    return a;
+  }
+};
+
+template <LinearPolicy P = LinearPolicy{}, class Args>
+Status run_on_device(const Args& args, const Stream& stream) {
+  const DeviceMemory scratch(cuda::workspace_bytes<P>(args));
+  const Status status = cuda::linear_attention<P>(args, Workspace{scratch.data(), scratch.bytes()}, stream);
+  stream.wait();
+  return status;
+}
+
+template <class T, int Rank>
+bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
+  return a.extents() == b.extents() && std::memcmp(a.data(), b.data(), std::size_t(a.size()) * sizeof(T)) == 0;
+}
+
+/// Largest relative error of outputs and final states, or 1e9 where a guard zone was written to.
+template <LinearPolicy P, class T, DecayKind D>
+double error_of(const Problem<T, D, RuleKind::additive>& p) {
+  const DeviceProblem<T, D> device(p);
+  const Status status = run_on_device<P>(device.args(), device.stream);
+  CAPTURE(std::string(status.why));
+  REQUIRE(status.ok());
+  const DoubleProblem wide(p);
+  Tensor<double, 4> want(p.output().extents()), want_state(p.state().extents());
+  reference::linear_attention(wide.problem, want, want_state);
+  if (!device.o.guards_intact() || !device.final_state.guards_intact()) return 1e9;
+  const double output = relative_error(device.o.host(), want),
+               state = relative_error(device.final_state.host(), want_state);
+  return output > state || output != output ? output : state;
+}
+
+inline constexpr LinearPolicy on_warps{.instructions = Instructions::warp};
+inline constexpr LinearPolicy in_segments{.segments = 3};
+inline constexpr LinearPolicy narrow{.value_tile = 64, .stages = 3, .segments = 1};
+inline constexpr LinearPolicy in_order{.segments = 1};
+
+inline Shape shape_of(Index tokens, Index key_dim, Index value_dim, Index heads = 2) {
+  return {.batch = 1,
+          .tokens = tokens,
+          .query_heads = heads,
+          .key_heads = heads,
+          .value_heads = heads,
+          .key_dim = key_dim,
+          .value_dim = value_dim};
+}
+
+#define CHELA_MEMBERS                                                                           \
+  Member<DecayKind::none, RuleKind::additive>, Member<DecayKind::per_head, RuleKind::additive>, \
+      Member<DecayKind::per_token, RuleKind::additive>
+
+TEST_CASE_TEMPLATE("any number of tokens", M, CHELA_MEMBERS) {
+  for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 200, 1000}) {
+    CAPTURE(tokens);
+    const Problem<TestElement, M::decay, M::rule> p(shape_of(tokens, 64, 64)), large(shape_of(tokens, 128, 128, 1));
+    const double bound = tensor_core_tolerance<TestElement>();
+    CHECK(error_of<LinearPolicy{}>(p) < bound);
+    CHECK(error_of<LinearPolicy{}>(large) < bound);
+    CHECK(error_of<in_order>(large) < bound);
+    CHECK(error_of<on_warps>(p) < bound);
+    CHECK(error_of<on_warps>(large) < bound);
+    CHECK(error_of<in_segments>(p) < bound);
+    CHECK(error_of<in_segments>(large) < bound);
+    CHECK(error_of<narrow>(large) < bound);
+  }
+}
+
+TEST_CASE_TEMPLATE("any key and value dimension", M, CHELA_MEMBERS) {
+  const Index dims[][2] = {{64, 128}, {128, 64}, {16, 16},   {48, 80},  {112, 32},
+                           {192, 16}, {16, 256}, {256, 256}, {160, 144}};
+  for (const auto& [key_dim, value_dim] : dims) {
+    CAPTURE(key_dim);
+    CAPTURE(value_dim);
+    const Problem<TestElement, M::decay, M::rule> p(shape_of(150, key_dim, value_dim));
+    CHECK(error_of<LinearPolicy{}>(p) < tensor_core_tolerance<TestElement>());
+    CHECK(error_of<on_warps>(p) < tensor_core_tolerance<TestElement>());
+  }
+}
+
+TEST_CASE_TEMPLATE("heads that share", M, CHELA_MEMBERS) {
+  const Index heads[][3] = {{4, 2, 2}, {2, 4, 2}, {2, 1, 4}, {6, 1, 3}, {1, 3, 3}};
+  for (const auto& [query, key, value] : heads) {
+    const Shape shape{.batch = 2,
+                      .tokens = 100,
+                      .query_heads = query,
+                      .key_heads = key,
+                      .value_heads = value,
+                      .key_dim = 64,
+                      .value_dim = 64};
+    CAPTURE(shape);
+    const Problem<TestElement, M::decay, M::rule> p(shape);
+    CHECK(error_of<LinearPolicy{}>(p) < tensor_core_tolerance<TestElement>());
+    CHECK(error_of<in_segments>(p) < tensor_core_tolerance<TestElement>());
+    CHECK(error_of<on_warps>(p) < tensor_core_tolerance<TestElement>());
+  }
+}
+
+TEST_CASE("decays of any strength") {
+  constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+  using P = Problem<TestElement, DecayKind::per_token, RuleKind::additive>;
+  for (float g : {0.f, -1e-12f, -1.f, -20.f, -88.f, -1000.f, minus_infinity})
+    for (bool alternating : {false, true}) {
+      CAPTURE(g);
+      CAPTURE(alternating);
+      P p(shape_of(200, 64, 64)), large(shape_of(200, 128, 128, 1));
+      for (P* problem : {&p, &large})
+        for (Index i = 0; i < problem->log_decay.size(); ++i)
+          problem->log_decay.data()[i] = alternating && i % 7 < 4 ? -0.01f * float(i % 3) : g;
+      const double bound = tensor_core_tolerance<TestElement>();
+      CHECK(error_of<LinearPolicy{}>(p) < bound);
+      CHECK(error_of<LinearPolicy{}>(large) < bound);
+      CHECK(error_of<in_segments>(p) < bound);
+      CHECK(error_of<on_warps>(p) < bound);
+      CHECK(error_of<on_warps>(large) < bound);
+    }
+  for (Gates gates : {Gates::strong, Gates::mixed_with_resets}) {
+    const P p(shape_of(500, 64, 64), gates);
+    CHECK(error_of<LinearPolicy{}>(p) < tensor_core_tolerance<TestElement>());
+    CHECK(error_of<in_segments>(p) < tensor_core_tolerance<TestElement>());
+    CHECK(error_of<on_warps>(p) < tensor_core_tolerance<TestElement>());
+  }
+}
+
+/// The tokens [begin, begin + count) of a call, as a call of its own.
+template <class Args>
+Args tokens_of(Args args, Index begin, Index count) {
+  const auto cut = [&](auto& x) { x = run(x, 1, begin, count); };
+  cut(args.q), cut(args.k), cut(args.v), cut(args.o);
+  if constexpr (args.log_decay.rank == 3) cut(args.log_decay);
+  return args;
+}
+
+template <LinearPolicy P, class T, DecayKind D>
+void check_pieces(const Problem<T, D, RuleKind::additive>& p) {
+  DeviceProblem<T, D> whole(p), pieces(p);
+  REQUIRE(run_on_device<P>(whole.args(), whole.stream).ok());
+  auto args = pieces.args();
+  for (Index begin = 0; begin < p.s.tokens;) {
+    const Index count = std::min<Index>(begin == 0 ? 64 : 128, p.s.tokens - begin);
+    REQUIRE(run_on_device<P>(tokens_of(args, begin, count), pieces.stream).ok());
+    args.initial_state = args.final_state;
+    begin += count;
+  }
+  CHECK(same_bits(whole.o.host(), pieces.o.host()));
+  CHECK(same_bits(whole.final_state.host(), pieces.final_state.host()));
+}
+
+TEST_CASE_TEMPLATE("pieces of whole chunks give the bits of one call, states in place", M, CHELA_MEMBERS) {
+  const Problem<TestElement, M::decay, M::rule> p(shape_of(300, 64, 64)), large(shape_of(300, 128, 128)),
+      shared({.batch = 2,
+              .tokens = 300,
+              .query_heads = 4,
+              .key_heads = 2,
+              .value_heads = 2,
+              .key_dim = 64,
+              .value_dim = 64});
+  check_pieces<in_order>(p), check_pieces<in_order>(large), check_pieces<in_order>(shared);
+  check_pieces<on_warps>(p), check_pieces<on_warps>(large), check_pieces<on_warps>(shared);
+}
+
+TEST_CASE_TEMPLATE("two runs give the same bits", M, CHELA_MEMBERS) {
+  const Problem<TestElement, M::decay, M::rule> p(shape_of(1000, 128, 128, 4));
+  const DeviceProblem<TestElement, M::decay> first(p), second(p);
+  REQUIRE(run_on_device(first.args(), first.stream).ok());
+  REQUIRE(run_on_device(second.args(), second.stream).ok());
+  CHECK(same_bits(first.o.host(), second.o.host()));
+  CHECK(same_bits(first.final_state.host(), second.final_state.host()));
+}
+
+/// Runs on [batch, head, token, dim] tensors whose rows have room to spare, and compares with the packed layout.
+template <LinearPolicy P, class T, DecayKind D>
+void check_strides(const Problem<T, D, RuleKind::additive>& p) {
+  const auto spread = [](const Tensor<T, 4>& packed) {
+    const auto [b, t, h, d] = packed.extents();
+    Tensor<T, 4> wide(std::array<Index, 4>{b, h, t, d + 24}, T(7.f));
+    for_each_index(packed.view(), [&](auto i, auto j, auto l, auto m) { wide(i, l, j, m) = packed(i, j, l, m); });
+    return wide;
+  };
+  const auto narrow_view = [](const DeviceTensor<T, 4>& wide) {
+    return transposed(chela::run(wide.view(), 3, 0, wide.view().extents[3] - 24), 1, 2);
+  };
+  const DeviceProblem<T, D> packed(p);
+  const DeviceTensor<T, 4> q(spread(p.q)), k(spread(p.k)), v(spread(p.v)), o(spread(p.output()));
+  REQUIRE(run_on_device<P>(packed.args(), packed.stream).ok());
+  auto args = packed.args();
+  args.q = narrow_view(q), args.k = narrow_view(k), args.v = narrow_view(v), args.o = narrow_view(o);
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  CHECK(same_bits(o.host(), spread(packed.o.host())));
+}
+
+TEST_CASE_TEMPLATE("strides", M, CHELA_MEMBERS) {
+  const Shape shape{
+      .batch = 2, .tokens = 130, .query_heads = 3, .key_heads = 3, .value_heads = 3, .key_dim = 64, .value_dim = 64};
+  check_strides<LinearPolicy{}>(Problem<TestElement, M::decay, M::rule>(shape));
+  check_strides<on_warps>(Problem<TestElement, M::decay, M::rule>(shape));
+  check_strides<LinearPolicy{}>(Problem<TestElement, M::decay, M::rule>(shape_of(130, 48, 80)));
+}
+
+TEST_CASE("broadcast keys") {
+  const Problem<TestElement, DecayKind::none, RuleKind::additive> p(shape_of(130, 64, 64));
+  const DeviceProblem<TestElement, DecayKind::none> device(p);
+  auto args = device.args();
+  args.k.strides[2] = 0;
+  REQUIRE(run_on_device(args, device.stream).ok());
+  Problem<TestElement, DecayKind::none, RuleKind::additive> same = p;
+  for_each_index(p.k.view(), [&](auto b, auto t, auto h, auto i) { same.k(b, t, h, i) = p.k(b, t, 0, i); });
+  const DoubleProblem wide(same);
+  Tensor<double, 4> want(p.output().extents());
+  reference::linear_attention(wide.problem, want);
+  CHECK(relative_error(device.o.host(), want) < tensor_core_tolerance<TestElement>());
+}
+
+template <LinearPolicy P, DecayKind D>
+void check_isolation() {
+  const Shape shape{
+      .batch = 2, .tokens = 100, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 64};
+  Problem<TestElement, D, RuleKind::additive> p(shape);
+  const DeviceProblem<TestElement, D> clean(p);
+  REQUIRE(run_on_device<P>(clean.args(), clean.stream).ok());
+  const TestElement nan(std::numeric_limits<float>::quiet_NaN());
+  p.q(1, 3, 0, 5) = nan, p.k(1, 70, 0, 5) = nan, p.v(1, 99, 0, 5) = nan, p.v(1, 0, 0, 0) = nan;
+  const DeviceProblem<TestElement, D> dirty(p);
+  REQUIRE(run_on_device<P>(dirty.args(), dirty.stream).ok());
+  auto got = dirty.o.host();
+  const auto want = clean.o.host();
+  bool same = true;
+  for_each_index(want.view(), [&](auto b, auto t, auto h, auto i) {
+    if (b != 1 || h != 0) same = same && std::memcmp(&got(b, t, h, i), &want(b, t, h, i), sizeof(TestElement)) == 0;
+  });
+  CHECK(same);
+}
+
+TEST_CASE("NaN stays in its batch entry and head") {
+  check_isolation<LinearPolicy{}, DecayKind::none>();
+  check_isolation<LinearPolicy{}, DecayKind::per_token>();
+  check_isolation<in_segments, DecayKind::per_token>();
+  check_isolation<on_warps, DecayKind::none>();
+  check_isolation<on_warps, DecayKind::per_token>();
+}
+
+struct ValueMajor : LinearAttentionForm {
+  static constexpr StateLayout state_layout = StateLayout::value_major;
+};
+
+TEST_CASE("states value-major, in slots, and at boundaries") {
+  const Problem<TestElement, DecayKind::per_token, RuleKind::additive> p(
+      {.batch = 2, .tokens = 200, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 128});
+  const DeviceProblem<TestElement, DecayKind::per_token> plain(p);
+  auto args = plain.args();
+  const DeviceTensor<float, 5> boundaries(nan_tensor<float>(2, 3, 2, 64, 128));
+  args.boundary_states = boundaries, args.boundary_every = 64;
+  REQUIRE(run_on_device(args, plain.stream).ok());
+
+  Tensor<float, 4> pool(5, 2, 128, 64);
+  for_each_index(p.initial_state.view(),
+                 [&](auto b, auto h, auto k, auto v) { pool(b == 0 ? 3 : 1, h, v, k) = p.initial_state(b, h, k, v); });
+  const DeviceTensor<float, 4> states(pool);
+  Tensor<std::int32_t, 1> slots(2);
+  slots(0) = 3, slots(1) = 1;
+  const DeviceTensor<std::int32_t, 1> device_slots(slots);
+  const DeviceTensor<TestElement, 4> o(p.output());
+  const LinearAttentionArgs<TestElement, DecayKind::per_token, RuleKind::additive, ValueMajor> pooled{
+      .q = args.q,
+      .k = args.k,
+      .v = args.v,
+      .o = o,
+      .initial_state = states,
+      .final_state = states,
+      .log_decay = args.log_decay,
+      .state_slots = device_slots.view()};
+  REQUIRE(run_on_device(pooled, plain.stream).ok());
+  CHECK(same_bits(o.host(), plain.o.host()));
+  const auto got = states.host(), want = plain.final_state.host();
+  bool same = true;
+  for_each_index(want.view(), [&](auto b, auto h, auto k, auto v) {
+    same = same && got(b == 0 ? 3 : 1, h, v, k) == want(b, h, k, v);
+  });
+  CHECK(same);
+
+  const auto saved = boundaries.host();
+  for (Index boundary : {1, 2, 3}) {
+    const DeviceTensor<float, 4> at(p.state());
+    auto head = tokens_of(plain.args(), 0, 64 * boundary);
+    head.final_state = at;
+    REQUIRE(run_on_device(head, plain.stream).ok());
+    const auto state = at.host();
+    for_each_index(state.view(), [&](auto b, auto h, auto k, auto v) {
+      same = same && state(b, h, k, v) == saved(b, boundary - 1, h, k, v);
+    });
+  }
+  CHECK(same);
+
+  REQUIRE(run_on_device<in_segments>(args, plain.stream).ok());
+  const auto summed_apart = boundaries.host();
+  CHECK(relative_error(summed_apart, saved) < tensor_core_tolerance<TestElement>());
+}
+
+template <LinearPolicy P, DecayKind D>
+void check_ragged(Index key_dim) {
+  const std::int64_t offsets[] = {0, 0, 5, 69, 70, 70, 198, 300, 512};
+  constexpr Index sequences = 8;
+  const Problem<TestElement, D, RuleKind::additive> p(shape_of(512, key_dim, 64));
+  const DeviceProblem<TestElement, D> packed(p), alone(p);
+  const auto initial = random_tensor<float>(11, sequences, Index(2), key_dim, Index(64));
+  const DeviceTensor<float, 4> starts(initial);
+  const auto none = nan_tensor<float>(sequences, Index(2), key_dim, Index(64));
+  const DeviceTensor<float, 4> packed_states(none), alone_states(none);
+  Tensor<std::int64_t, 1> cu_seqlens(sequences + 1);
+  std::copy(std::begin(offsets), std::end(offsets), cu_seqlens.begin());
+  const DeviceTensor<std::int64_t, 1> device_offsets(cu_seqlens);
+
+  auto args = packed.args();
+  args.initial_state = starts, args.final_state = packed_states, args.cu_seqlens = device_offsets.view();
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  for (Index i = 0; i < sequences; ++i) {
+    auto one = tokens_of(alone.args(), offsets[i], offsets[i + 1] - offsets[i]);
+    one.initial_state = chela::run(starts.view(), 0, i, 1), one.final_state = chela::run(alone_states.view(), 0, i, 1);
+    REQUIRE(run_on_device<P>(one, alone.stream).ok());
+  }
+  CHECK(same_bits(packed.o.host(), alone.o.host()));
+  CHECK(same_bits(packed_states.host(), alone_states.host()));
+}
+
+TEST_CASE("packed sequences give the bits that each gives alone") {
+  check_ragged<in_order, DecayKind::none>(64);
+  check_ragged<in_order, DecayKind::per_token>(128);
+  check_ragged<in_segments, DecayKind::none>(128);
+  check_ragged<in_segments, DecayKind::per_token>(64);
+  check_ragged<on_warps, DecayKind::none>(64);
+  check_ragged<on_warps, DecayKind::per_token>(128);
+}
+
+TEST_CASE("a graph replays the call") {
+  const Problem<TestElement, DecayKind::per_token, RuleKind::additive> p(shape_of(500, 128, 128));
+  const DeviceProblem<TestElement, DecayKind::per_token> plain(p), replayed(p);
+  REQUIRE(run_on_device<in_segments>(plain.args(), plain.stream).ok());
+  const DeviceMemory scratch(cuda::workspace_bytes<in_segments>(replayed.args()));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  require_cuda(cudaStreamBeginCapture(replayed.stream, cudaStreamCaptureModeGlobal));
+  REQUIRE(
+      cuda::linear_attention<in_segments>(replayed.args(), {scratch.data(), scratch.bytes()}, replayed.stream).ok());
+  require_cuda(cudaStreamEndCapture(replayed.stream, &graph));
+  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
+  require_cuda(cudaGraphLaunch(executable, replayed.stream));
+  replayed.stream.wait();
+  CHECK(same_bits(plain.o.host(), replayed.o.host()));
+  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
+}
+
+TEST_CASE("refusals name the argument") {
+  const auto refused = [](const auto& args, const char* word) {
+    const Status s = cuda::linear_attention(args, {}, nullptr);
+    CAPTURE(std::string(s.why));
+    CHECK(!s.ok());
+    CHECK(std::string(s.why).find(word) != std::string::npos);
+    CHECK(cudaPeekAtLastError() == cudaSuccess);
+  };
+  const Problem<TestElement, DecayKind::none, RuleKind::additive> p(shape_of(64, 64, 64)), odd(shape_of(64, 40, 64)),
+      wide(shape_of(64, 64, 272));
+  const DeviceProblem<TestElement, DecayKind::none> device(p), odd_device(odd), wide_device(wide);
+  refused(odd_device.args(), "key_dim");
+  refused(wide_device.args(), "value_dim");
+  auto args = device.args();
+  args.q.strides[1] += 1;
+  refused(args, "q must");
+  args = device.args(), args.k.data += 1;
+  refused(args, "k must");
+  args = device.args(), args.v.strides[3] = 2;
+  refused(args, "v must");
+  args = device.args(), args.o.data += 4;
+  refused(args, "o must");
+  args = device.args(), args.span = Span::bidirectional;
+  refused(args, "span");
+  args = device.args(), args.q.extents[1] -= 1;
+  refused(args, "token extent");
+  args = device.args(), args.boundary_every = 32;
+  const DeviceTensor<float, 5> boundaries(nan_tensor<float>(1, 2, 2, 64, 64));
+  args.boundary_states = boundaries;
+  refused(args, "boundary_every");
+  args = device.args(), args.last_states = boundaries;
+  refused(args, "last_states");
+  const Status s = cuda::linear_attention<in_segments>(device.args(), {}, nullptr);
+  CHECK(std::string(s.why).find("workspace") != std::string::npos);
+  const Status dims = cuda::linear_attention<LinearPolicy{.instructions = Instructions::warpgroup}>(
+      DeviceProblem<TestElement, DecayKind::none>(
+          Problem<TestElement, DecayKind::none, RuleKind::additive>(shape_of(64, 32, 64)))
+          .args(),
+      {}, nullptr);
+  CHECK(dims.code == Code::unsupported);
+}
+
+#undef CHELA_MEMBERS
+
+}  // namespace chela::test
