@@ -6,9 +6,9 @@
 #include <iterator>
 #include <type_traits>
 
+#include "attention/results.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "chela/reference/linear.hpp"
-#include "support/attention.hpp"
 #include "support/tolerance.hpp"
 
 using namespace chela;
@@ -40,17 +40,6 @@ const Shape shapes[] = {
 template <int Rank>
 bool finite(const Tensor<float, Rank>& x) {
   return std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); });
-}
-
-template <class T, int Rank>
-bool same_bits(TensorView<T, Rank> a, TensorView<T, Rank> b) {
-  bool same = same_extents(a, b);
-  for_each_index(a, [&](auto... i) { same = same && a(i...) == b(i...); });  // false where NaN
-  return same;
-}
-template <class T, int Rank>
-bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  return same_bits(a.view(), b.view());
 }
 
 /// Sets every log-decay to g(token, key); 0 where the member has no such axis.
@@ -287,23 +276,8 @@ TEST_CASE_TEMPLATE("strides and the number of workers change nothing, bit for bi
 TEST_CASE("with decay or the delta rule, gradients are those of the recurrence, bit for bit") {
   const Problem<float, DecayKind::per_key, RuleKind::delta> p(
       {.tokens = 37, .query_heads = 2, .key_heads = 1, .value_heads = 2});
-  auto grad_q = nan_tensor<float>(1, 37, 2, 8), want_q = grad_q;
-  auto grad_k = nan_tensor<float>(1, 37, 1, 8), want_k = grad_k;
-  auto grad_v = nan_tensor<float>(1, 37, 2, 8), want_v = grad_v;
-  LinearAttentionBackwardArgs<float, DecayKind::per_key, RuleKind::delta> args{.q = p.q,
-                                                                               .k = p.k,
-                                                                               .v = p.v,
-                                                                               .grad_o = p.grad_o,
-                                                                               .grad_q = grad_q,
-                                                                               .grad_k = grad_k,
-                                                                               .grad_v = grad_v,
-                                                                               .initial_state = p.initial_state,
-                                                                               .log_decay = p.log_decay,
-                                                                               .beta = p.beta};
-  REQUIRE(cpu::linear_attention_backward<chunked>(args, SerialExecutor{}).ok());
-  args.grad_q = want_q, args.grad_k = want_k, args.grad_v = want_v;
-  REQUIRE(cpu::linear_attention_backward<ChunkPolicy{.chunk_len = 16}>(args, SerialExecutor{}).ok());
-  CHECK(same_bits(grad_q, want_q));
-  CHECK(same_bits(grad_k, want_k));
-  CHECK(same_bits(grad_v, want_v));
+  Gradients<float, DecayKind::per_key, RuleKind::delta> got(p), want(p);
+  REQUIRE(cpu::linear_attention_backward<chunked>(got.args(p), SerialExecutor{}).ok());
+  REQUIRE(cpu::linear_attention_backward<ChunkPolicy{.chunk_len = 16}>(want.args(p), SerialExecutor{}).ok());
+  CHECK(same_bits(got, want));
 }

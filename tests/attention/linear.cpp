@@ -5,7 +5,9 @@
 #include <string>
 #include <utility>
 
+#include "attention/results.hpp"
 #include "chela/reference/linear.hpp"
+#include "support/attention.hpp"
 #include "support/gradients.hpp"
 #include "support/tolerance.hpp"
 
@@ -14,63 +16,10 @@ using namespace chela::test;
 
 namespace {
 
-struct Shape {
-  Index batch = 1, tokens = 1, query_heads = 1, key_heads = 1, value_heads = 1, key_dim = 8, value_dim = 8;
-
-  LinearAttentionShape sizes() const {
-    return {batch, tokens, query_heads, key_heads, value_heads, key_dim, value_dim};
-  }
-};
-
-std::ostream& operator<<(std::ostream& out, const Shape& s) {
-  return out << "B" << s.batch << " T" << s.tokens << " Hq" << s.query_heads << " Hk" << s.key_heads << " Hv"
-             << s.value_heads << " K" << s.key_dim << " V" << s.value_dim;
-}
-
-/// Random inputs, and outputs of NaN, for both directions of one problem.
+/// The member of this file: no decay, additive.
 template <class T>
-struct Problem {
-  using A = Accumulator<T>;
-  Shape shape;
-  Span span;
-  Tensor<T, 4> q, k, v, grad_o;
-  Tensor<A, 4> initial_state, grad_final_state;
-
-  explicit Problem(Shape s, Span direction = Span::causal)
-      : shape(s),
-        span(direction),
-        q(random_tensor<T>(1, s.batch, s.tokens, s.query_heads, s.key_dim)),
-        k(random_tensor<T>(2, s.batch, s.tokens, s.key_heads, s.key_dim)),
-        v(random_tensor<T>(3, s.batch, s.tokens, s.value_heads, s.value_dim)),
-        grad_o(random_tensor<T>(4, s.batch, s.tokens, s.sizes().output_heads(), s.value_dim)),
-        initial_state(random_tensor<A>(5, s.batch, s.sizes().state_heads(), s.key_dim, s.value_dim)),
-        grad_final_state(random_tensor<A>(6, s.batch, s.sizes().state_heads(), s.key_dim, s.value_dim)) {}
-
-  Tensor<T, 4> output() const {
-    return nan_tensor<T>(shape.batch, shape.tokens, shape.sizes().output_heads(), shape.value_dim);
-  }
-  Tensor<A, 4> state() const {
-    return nan_tensor<A>(shape.batch, shape.sizes().state_heads(), shape.key_dim, shape.value_dim);
-  }
-  LinearAttentionArgs<T> args(Tensor<T, 4>& o, Tensor<A, 4>& final_state) const {
-    return {.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state, .span = span};
-  }
-};
-
-/// The same problem in double for the reference.
-struct DoubleProblem {
-  Tensor<double, 4> q, k, v, grad_o, initial_state, grad_final_state;
-  reference::LinearAttentionProblem problem;
-
-  template <class T>
-  explicit DoubleProblem(const Problem<T>& p)
-      : q(converted<double>(p.q.view())),
-        k(converted<double>(p.k.view())),
-        v(converted<double>(p.v.view())),
-        grad_o(converted<double>(p.grad_o.view())),
-        initial_state(converted<double>(p.initial_state.view())),
-        grad_final_state(converted<double>(p.grad_final_state.view())),
-        problem{q, k, v, initial_state, 1 / std::sqrt(double(p.shape.key_dim)), p.span == Span::bidirectional} {}
+struct Plain : Problem<T, DecayKind::none, RuleKind::additive> {
+  explicit Plain(Shape shape, Span direction = Span::causal) : Plain::Problem(shape) { this->span = direction; }
 };
 
 constexpr ChunkPolicy chunked{.evaluation = Evaluation::chunked, .chunk_len = 16};
@@ -91,13 +40,10 @@ const Shape shapes[] = {
     {.batch = 3, .tokens = 100, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 48},
 };
 
-/// Sums in an output: over keys, tokens and the state's own history.
-Index terms(const Shape& s) { return s.key_dim * (s.tokens + 1); }
-
 template <ChunkPolicy P, class T>
 void check_forward(const Shape& shape, Span span) {
   CAPTURE(shape);
-  const Problem<T> p(shape, span);
+  const Plain<T> p(shape, span);
   const DoubleProblem d(p);
   Tensor<T, 4> o = p.output();
   auto final_state = p.state();
@@ -111,34 +57,18 @@ void check_forward(const Shape& shape, Span span) {
 template <ChunkPolicy P, class T>
 void check_backward(const Shape& shape, Span span) {
   CAPTURE(shape);
-  const Problem<T> p(shape, span);
+  const Plain<T> p(shape, span);
   const DoubleProblem d(p);
-  const Shape& s = shape;
-  auto q = nan_tensor<T>(s.batch, s.tokens, s.query_heads, s.key_dim);
-  auto k = nan_tensor<T>(s.batch, s.tokens, s.key_heads, s.key_dim);
-  auto v = nan_tensor<T>(s.batch, s.tokens, s.value_heads, s.value_dim);
-  auto state = p.state();
-  REQUIRE(cpu::linear_attention_backward<P>(LinearAttentionBackwardArgs<T>{.q = p.q,
-                                                                           .k = p.k,
-                                                                           .v = p.v,
-                                                                           .grad_o = p.grad_o,
-                                                                           .grad_q = q,
-                                                                           .grad_k = k,
-                                                                           .grad_v = v,
-                                                                           .initial_state = p.initial_state,
-                                                                           .grad_final_state = p.grad_final_state,
-                                                                           .grad_initial_state = state,
-                                                                           .span = span},
-                                            SerialExecutor{})
-              .ok());
-  auto want_q = converted<double>(q.view()), want_k = converted<double>(k.view()), want_v = converted<double>(v.view()),
-       want_state = converted<double>(state.view());
+  Gradients<T, DecayKind::none, RuleKind::additive> got(p);
+  REQUIRE(cpu::linear_attention_backward<P>(got.args(p), SerialExecutor{}).ok());
+  auto want_q = converted<double>(got.q.view()), want_k = converted<double>(got.k.view()), want_v = converted<double>(got.v.view()),
+       want_state = converted<double>(got.state.view());
   reference::linear_attention_backward(d.problem, d.grad_o, d.grad_final_state, {want_q, want_k, want_v, want_state});
   const double allowed = tolerance<T>(terms(shape));
-  CHECK(relative_error(q, want_q) < allowed);
-  CHECK(relative_error(k, want_k) < allowed);
-  CHECK(relative_error(v, want_v) < allowed);
-  CHECK(relative_error(state, want_state) < tolerance<Accumulator<T>>(terms(shape)));
+  CHECK(relative_error(got.q, want_q) < allowed);
+  CHECK(relative_error(got.k, want_k) < allowed);
+  CHECK(relative_error(got.v, want_v) < allowed);
+  CHECK(relative_error(got.state, want_state) < tolerance<Accumulator<T>>(terms(shape)));
 }
 
 template <ChunkPolicy P, class T>
@@ -146,10 +76,6 @@ void check_all() {
   for (const Shape& shape : shapes)
     for (Span span : {Span::causal, Span::bidirectional})
       check_forward<P, T>(shape, span), check_backward<P, T>(shape, span);
-}
-
-bool same_bits(const Tensor<float, 4>& a, const Tensor<float, 4>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
 }  // namespace
@@ -166,7 +92,7 @@ TEST_CASE("the reference's gradients agree with central differences") {
   for (Span span : {Span::causal, Span::bidirectional}) {
     const Shape shape{
         .batch = 2, .tokens = 5, .query_heads = 4, .key_heads = 1, .value_heads = 2, .key_dim = 3, .value_dim = 2};
-    Problem<double> p(shape, span);
+    Plain<double> p(shape, span);
     DoubleProblem d(p);
     auto o = p.output(), final_state = p.state();
     const auto loss = [&] {
@@ -183,7 +109,7 @@ TEST_CASE("the reference's gradients agree with central differences") {
 }
 
 TEST_CASE("an absent state is zero, and absent gradients are not needed by the others") {
-  const Problem<float> p({.tokens = 9, .query_heads = 4, .key_heads = 2, .value_heads = 2});
+  const Plain<float> p({.tokens = 9, .query_heads = 4, .key_heads = 2, .value_heads = 2});
   auto with_zero = p.output(), without = p.output();
   Tensor<float, 4> zero(p.initial_state.extents());
   LinearAttentionArgs<float> args{.q = p.q, .k = p.k, .v = p.v, .o = with_zero, .initial_state = zero};
@@ -211,7 +137,7 @@ TEST_CASE("an absent state is zero, and absent gradients are not needed by the o
 
 TEST_CASE_TEMPLATE("pieces that pass the state on equal one call, bit for bit", P, PolicyConstant<ChunkPolicy{}>,
                    PolicyConstant<chunked>) {
-  const Problem<float> p(
+  const Plain<float> p(
       {.batch = 2, .tokens = 64, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 12, .value_dim = 20});
   auto whole = p.output(), pieces = p.output();
   auto whole_state = p.state(), state = p.initial_state;
@@ -241,20 +167,12 @@ TEST_CASE("decoding token by token equals the pass, bit for bit") {
        .value_dim = 64},
         Shape{.tokens = 7, .query_heads = 6, .key_heads = 1, .value_heads = 3, .key_dim = 5, .value_dim = 9}}) {
     CAPTURE(shape);
-    const Problem<float> p(shape);
+    const Plain<float> p(shape);
     auto pass = p.output(), steps = p.output();
     auto pass_state = p.state(), state = p.initial_state;
     REQUIRE(cpu::linear_attention(p.args(pass, pass_state), SerialExecutor{}).ok());
-    for (Index t = 0; t < shape.tokens; ++t) {
-      const auto token = [&](auto x) { return slice_axis<1>(x, t); };
-      REQUIRE(cpu::linear_attention_step(LinearAttentionStepArgs<float>{.q = token(p.q.view()),
-                                                                        .k = token(p.k.view()),
-                                                                        .v = token(p.v.view()),
-                                                                        .o = token(steps.view()),
-                                                                        .state = state},
-                                         SerialExecutor{})
-                  .ok());
-    }
+    for (Index t = 0; t < shape.tokens; ++t)
+      REQUIRE(cpu::linear_attention_step(step_args(p, t, steps, state), SerialExecutor{}).ok());
     CHECK(same_bits(pass, steps));
     CHECK(same_bits(pass_state, state));
   }
@@ -265,7 +183,7 @@ TEST_CASE("the answer does not depend on the number of workers") {
     int workers() const { return 16; }
   };
   for (Index heads : {1, 8}) {
-    const Problem<float> p({.tokens = 40,
+    const Plain<float> p({.tokens = 40,
                             .query_heads = heads,
                             .key_heads = heads,
                             .value_heads = heads,
@@ -287,7 +205,7 @@ TEST_CASE("the answer does not depend on the number of workers") {
 TEST_CASE("strides are respected, and memory between rows is left alone") {
   const Shape shape{
       .batch = 2, .tokens = 19, .query_heads = 3, .key_heads = 3, .value_heads = 3, .key_dim = 10, .value_dim = 18};
-  const Problem<float> p(shape);
+  const Plain<float> p(shape);
   auto want = p.output();
   auto want_state = p.state();
   REQUIRE(cpu::linear_attention(p.args(want, want_state), SerialExecutor{}).ok());
@@ -325,7 +243,7 @@ TEST_CASE("strides are respected, and memory between rows is left alone") {
 
 TEST_CASE_TEMPLATE("a later token never changes an earlier output, and NaN stays in its own head", P,
                    PolicyConstant<ChunkPolicy{}>, PolicyConstant<chunked>) {
-  Problem<float> p({.tokens = 40, .query_heads = 2, .key_heads = 2, .value_heads = 2});
+  Plain<float> p({.tokens = 40, .query_heads = 2, .key_heads = 2, .value_heads = 2});
   auto before = p.output(), after = p.output();
   auto state = p.state();
   REQUIRE(cpu::linear_attention<P::value>(p.args(before, state), SerialExecutor{}).ok());
@@ -339,7 +257,7 @@ TEST_CASE_TEMPLATE("a later token never changes an earlier output, and NaN stays
 }
 
 TEST_CASE("inputs of 1e4 stay within tolerance of the reference") {
-  Problem<float> p({.tokens = 50, .key_dim = 32, .value_dim = 32});
+  Plain<float> p({.tokens = 50, .key_dim = 32, .value_dim = 32});
   for (auto* x : {&p.q, &p.k, &p.v}) fill_random(x->view(), 9, -1e4, 1e4);
   const DoubleProblem d(p);
   auto o = p.output();
@@ -351,7 +269,7 @@ TEST_CASE("inputs of 1e4 stay within tolerance of the reference") {
 }
 
 TEST_CASE("arguments that do not fit are refused by name") {
-  const Problem<float> p({.tokens = 4, .query_heads = 2, .key_heads = 2, .value_heads = 2});
+  const Plain<float> p({.tokens = 4, .query_heads = 2, .key_heads = 2, .value_heads = 2});
   auto o = p.output();
   auto state = p.state();
   const auto refused = [](const LinearAttentionArgs<float>& args, const std::string& word) {

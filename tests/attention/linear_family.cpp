@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "attention/results.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "chela/reference/linear.hpp"
 #include "support/attention.hpp"
@@ -60,27 +61,8 @@ void check_backward(const Shape& shape, Gates gates, Span span) {
   Problem<T, D, R> p(shape, gates);
   p.span = span;
   const DoubleProblem d(p);
-  const LinearAttentionShape& s = p.s;
-  auto q = nan_tensor<T>(s.batch, s.tokens, s.query_heads, s.key_dim);
-  auto k = nan_tensor<T>(s.batch, s.tokens, s.key_heads, s.key_dim);
-  auto v = nan_tensor<T>(s.batch, s.tokens, s.value_heads, s.value_dim);
-  auto beta = nan_tensor<A>(s.batch, s.tokens, s.state_heads());
-  auto log_decay = p.log_decay;
-  auto state = p.state();
-  LinearAttentionBackwardArgs<T, D, R> args{.q = p.q,
-                                            .k = p.k,
-                                            .v = p.v,
-                                            .grad_o = p.grad_o,
-                                            .grad_q = q,
-                                            .grad_k = k,
-                                            .grad_v = v,
-                                            .initial_state = p.initial_state,
-                                            .grad_final_state = p.grad_final_state,
-                                            .grad_initial_state = state,
-                                            .span = span};
-  if (p.decays) args.log_decay = p.log_decay, args.grad_log_decay = log_decay;
-  if (p.delta) args.beta = p.beta, args.grad_beta = beta;
-  REQUIRE(cpu::linear_attention_backward(args, SerialExecutor{}).ok());
+  Gradients<T, D, R> got(p);
+  REQUIRE(cpu::linear_attention_backward(got.args(p), SerialExecutor{}).ok());
 
   Tensor<double, 4> want_q(d.q.extents()), want_k(d.k.extents()), want_v(d.v.extents()),
       want_state(d.initial_state.extents());
@@ -91,15 +73,15 @@ void check_backward(const Shape& shape, Gates gates, Span span) {
   if (p.delta) want.beta = want_beta;
   reference::linear_attention_backward(d.problem, d.grad_o, d.grad_final_state, want);
   const double allowed = tolerance<T>(terms(shape));
-  CHECK(relative_error(q, want_q) < allowed);
-  CHECK(relative_error(k, want_k) < allowed);
-  CHECK(relative_error(v, want_v) < allowed);
-  CHECK(relative_error(state, want_state) < tolerance<A>(terms(shape)));
-  if (p.delta) CHECK(relative_error(beta, want_beta) < tolerance<A>(terms(shape)));
+  CHECK(relative_error(got.q, want_q) < allowed);
+  CHECK(relative_error(got.k, want_k) < allowed);
+  CHECK(relative_error(got.v, want_v) < allowed);
+  CHECK(relative_error(got.state, want_state) < tolerance<A>(terms(shape)));
+  if (p.delta) CHECK(relative_error(got.beta, want_beta) < tolerance<A>(terms(shape)));
   if constexpr (D == DecayKind::per_key) {
-    CHECK(relative_error(log_decay, want_decay) < tolerance<A>(decay_terms(shape)));
+    CHECK(relative_error(got.log_decay, want_decay) < tolerance<A>(decay_terms(shape)));
   } else if constexpr (D != DecayKind::none) {
-    Tensor<double, log_decay_rank(D)> sum(log_decay.extents());
+    Tensor<double, log_decay_rank(D)> sum(got.log_decay.extents());
     double summed = 0;  // a sum is as exact as its terms, not as what is left of them
     for_each_index(want_decay.view(), [&](Index b, Index t, Index h, Index i) {
       summed += std::abs(want_decay(b, t, h, i));
@@ -108,7 +90,7 @@ void check_backward(const Shape& shape, Gates gates, Span span) {
       else
         sum(b, t, h) += want_decay(b, t, h, i);
     });
-    for (std::size_t i = 0; i < std::size_t(sum.size()); ++i) sum.data()[i] -= double(log_decay.data()[i]);
+    for (std::size_t i = 0; i < std::size_t(sum.size()); ++i) sum.data()[i] -= double(got.log_decay.data()[i]);
     CHECK(std::sqrt(squared_norm(sum)) <= tolerance<A>(decay_terms(shape)) * summed);
   }
 }
@@ -171,19 +153,8 @@ TEST_CASE_TEMPLATE("decoding token by token equals the pass, to rounding", M,
     auto pass = p.output(), steps = p.output();
     auto pass_state = p.state(), state = p.initial_state;
     REQUIRE(cpu::linear_attention(p.args(pass, pass_state), SerialExecutor{}).ok());
-    for (Index t = 0; t < shape.tokens; ++t) {
-      const auto token = [&](auto x) { return slice_axis<1>(x, t); };
-      LinearAttentionStepArgs<float, M::decay, M::rule> step{.q = token(p.q.view()),
-                                                             .k = token(p.k.view()),
-                                                             .v = token(p.v.view()),
-                                                             .o = token(steps.view()),
-                                                             .state = state};
-      if constexpr (M::decay == DecayKind::per_head) step.log_decay = p.log_decay;
-      if constexpr (M::decay == DecayKind::per_token || M::decay == DecayKind::per_key)
-        step.log_decay = token(p.log_decay.view());
-      if constexpr (M::rule == RuleKind::delta) step.beta = token(p.beta.view());
-      REQUIRE(cpu::linear_attention_step(step, SerialExecutor{}).ok());
-    }
+    for (Index t = 0; t < shape.tokens; ++t)
+      REQUIRE(cpu::linear_attention_step(step_args(p, t, steps, state), SerialExecutor{}).ok());
     CHECK(relative_error(steps, pass) < tolerance<float>(terms(shape)));
     CHECK(relative_error(state, pass_state) < tolerance<float>(terms(shape)));
   }

@@ -1,10 +1,10 @@
 // States of linear attention as values of their own: forms, slots, stops on the way, ragged batches.
 #include <doctest/doctest.h>
 
-#include <cstring>
 #include <string>
 #include <vector>
 
+#include "attention/results.hpp"
 #include "chela/cpu/attention/convert_states.hpp"
 #include "chela/cpu/attention/linear.hpp"
 #include "support/attention.hpp"
@@ -14,17 +14,6 @@ using namespace chela;
 using namespace chela::test;
 
 namespace {
-
-template <class T, int Rank>
-bool same_bits(TensorView<T, Rank> a, TensorView<T, Rank> b) {
-  bool same = same_extents(a, b);
-  for_each_index(a, [&](auto... i) { same = same && std::memcmp(&a(i...), &b(i...), sizeof(T)) == 0; });
-  return same;
-}
-template <class T, int Rank>
-bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  return same_bits(a.view(), b.view());
-}
 
 /// The tokens [begin, begin + count) of batch entry `entry` of a call's arguments, as a call of its own.
 template <class Args>

@@ -4,40 +4,16 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <thread>
-#include <vector>
 
 #include "attention/results.hpp"
 #include "chela/cpu/attention/convert_states.hpp"
 #include "chela/cpu/attention/linear.hpp"
+#include "support/thread_pool.hpp"
 
 using namespace chela;
 using namespace chela::test;
 
 namespace {
-
-/// Tasks to whichever thread is free, in order; one thread is the caller's own.
-class ThreadExecutor {
- public:
-  explicit ThreadExecutor(int threads) : threads_(threads) {}
-  int workers() const { return threads_; }
-
-  template <class F>
-  void for_each(Index tasks, F&& f) const {
-    if (threads_ == 1) return SerialExecutor{}.for_each(tasks, f);
-    std::atomic<Index> next{0};
-    std::vector<std::thread> threads;
-    for (int worker = 0; worker < threads_; ++worker)
-      threads.emplace_back([&, worker] {
-        for (Index task = next++; task < tasks; task = next++) f(task, worker);
-      });
-    for (std::thread& thread : threads) thread.join();
-  }
-
- private:
-  int threads_;
-};
-static_assert(Executor<ThreadExecutor>);
 
 const Shape shapes[] = {
     {.batch = 3, .tokens = 40, .query_heads = 4, .key_heads = 2, .value_heads = 4, .key_dim = 8, .value_dim = 20},
@@ -64,7 +40,7 @@ struct Results {
 };
 
 template <class T, DecayKind D, RuleKind R>
-Results<T, D, R> run_all(const Problem<T, D, R>& p, const ThreadExecutor& executor) {
+Results<T, D, R> run_all(const Problem<T, D, R>& p, const ThreadPool& executor) {
   const auto saved = [&](Index count) {
     return Tensor<Accumulator<T>, 5>(p.s.batch, count, p.s.state_heads(), p.s.key_dim, p.s.value_dim);
   };
@@ -91,11 +67,11 @@ TEST_CASE_TEMPLATE("any number of workers gives the bits of one", M, Member<Deca
       CAPTURE(shape);
       Problem<float, M::decay, M::rule> p(shape, Gates::mixed_with_resets);
       p.span = span;
-      const auto serial = run_all(p, ThreadExecutor(1));
+      const auto serial = run_all(p, ThreadPool(1));
       for (float o : serial.o) REQUIRE(o == o);
       for (int workers : {2, 3, 7}) {
         CAPTURE(workers);
-        CHECK(same_bits(run_all(p, ThreadExecutor(workers)), serial));
+        CHECK(same_bits(run_all(p, ThreadPool(workers)), serial));
       }
     }
 }
@@ -106,17 +82,17 @@ TEST_CASE_TEMPLATE("one key that forgets fast does not change how the columns of
     CAPTURE(key_dim);
     Problem<float, M::decay, M::rule> p({.tokens = 40, .key_dim = key_dim, .value_dim = 9});
     for (Index t = 0; t < p.s.tokens; ++t) p.log_decay(0, t, 0, 0) = -50;
-    CHECK(same_bits(run_all(p, ThreadExecutor(3)), run_all(p, ThreadExecutor(1))));
+    CHECK(same_bits(run_all(p, ThreadPool(3)), run_all(p, ThreadPool(1))));
   }
 }
 
 TEST_CASE("calls at the same time do not disturb each other") {
   const Problem<float, DecayKind::per_key, RuleKind::delta> p(shapes[0], Gates::mixed_with_resets);
-  const auto alone = run_all(p, ThreadExecutor(1));
+  const auto alone = run_all(p, ThreadPool(1));
   std::atomic<int> agree{0};
   constexpr int calls = 4;
-  ThreadExecutor(calls).for_each(
-      calls, [&](Index call, int) { agree += same_bits(run_all(p, ThreadExecutor(call % 2 ? 2 : 1)), alone); });
+  ThreadPool(calls).for_each(
+      calls, [&](Index call, int) { agree += same_bits(run_all(p, ThreadPool(call % 2 ? 2 : 1)), alone); });
   CHECK(agree == calls);
 }
 
@@ -127,6 +103,6 @@ TEST_CASE("states are converted by any number of workers") {
     return ConvertStatesArgs<float, Eigen::bfloat16>{.from = from, .to = to, .to_layout = StateLayout::value_major};
   };
   REQUIRE(cpu::convert_states(into(serial), SerialExecutor{}).ok());
-  REQUIRE(cpu::convert_states(into(threaded), ThreadExecutor(3)).ok());
+  REQUIRE(cpu::convert_states(into(threaded), ThreadPool(3)).ok());
   CHECK(same_bits(serial, threaded));
 }

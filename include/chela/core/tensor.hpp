@@ -81,4 +81,10 @@ class Tensor {
   std::unique_ptr<T, Free> memory_;
 };
 
+/// A tensor of T with the extents of a view.
+template <class T, class U, int Rank>
+Tensor<T, Rank> tensor_like(TensorView<U, Rank> view) {
+  return Tensor<T, Rank>(std::to_array(view.extents));
+}
+
 }  // namespace chela

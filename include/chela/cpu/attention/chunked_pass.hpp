@@ -7,42 +7,11 @@
 #include "chela/chunk/step.hpp"
 #include "chela/core/executor.hpp"
 #include "chela/core/tensor.hpp"
-#include "chela/cpu/attention/state_walk.hpp"
+#include "chela/cpu/attention/pass.hpp"
 #include "chela/cpu/tile/eigen_tile_ops.hpp"
 #include "chela/tile/policy.hpp"
 
 namespace chela::cpu::detail {
-
-/// Whether all outputs read the last state, and which side is then divided by the sequence's token count.
-enum class Everything { no, over_queries, over_keys };
-
-/// o_t = (query_factor q_t)^T S_t, S_t = decayed S_{t-1} + (key_factor k_t) u_t^T with u_t of the rule; or, with `everything`
-/// and without decay, all outputs read the last state.
-template <class Q, class K, class V, class O, class S>
-struct ChunkedPass {
-  using A = Accumulator<O>;
-  SequenceBatch sequences;
-  TensorView<const Q, 4> q;  ///< [batch, token, heads / any divisor, key_dim]
-  TensorView<const K, 4> k;  ///< likewise
-  TensorView<const V, 4> v;  ///< [batch, token, heads / any divisor, value_dim]
-  TensorView<O, 4> o;        ///< [batch, token, head, value_dim]
-  WalkStates<S> states = {};
-  A query_factor = 1, key_factor = 1;
-  Everything everything = Everything::no;
-  TensorView<const A, 4> log_decay =
-      {};                            ///< [batch, token, heads / any divisor, key_dim], broadcast where it is shared
-  TensorView<const A, 3> beta = {};  ///< [batch, token, heads / any divisor]; delta rule only
-
-  Index heads() const { return o.extents[2]; }
-  Index key_dim() const { return q.extents[3]; }
-  Index value_dim() const { return o.extents[3]; }
-  /// The factor of one side for a sequence.
-  A factor_of(Everything side, Index sequence) const {
-    const A factor = side == Everything::over_queries ? query_factor : key_factor;
-    return everything == side ? factor / A(std::max<Index>(sequences[sequence].count, 1)) : factor;
-  }
-  bool one_decay_for_all_keys() const { return log_decay.strides[3] == 0 || log_decay.extents[3] == 1; }
-};
 
 /// Tiles one after the other in the memory of a worker, each at the beginning of a cache line of its own.
 template <class Ops>
@@ -67,7 +36,7 @@ template <bool Decays, RuleKind R, class Q, class K, class V, class O, class S>
 class ChunkOfHead {
  public:
   using A = Accumulator<O>;
-  using Pass = ChunkedPass<Q, K, V, O, S>;
+  using Pass = LinearPass<Q, K, V, O, S>;
   using Ops = EigenTileOps<A>;
   using Tile = typename Ops::Tile;
   using Memory = TileMemory<Ops>;
@@ -76,13 +45,14 @@ class ChunkOfHead {
   static Index memory_size(const Pass& pass, Index chunk_len) {
     const Index keys = Memory::size(chunk_len, pass.key_dim()), column = Memory::size(chunk_len, 1);
     const Index values = Memory::size(chunk_len, pass.value_dim()), scores = Memory::size(chunk_len, chunk_len);
-    const Index decays = !Decays ? 0 : pass.one_decay_for_all_keys() ? 2 * column + scores : 3 * keys;
+    const Index decays = !Decays ? 0 : one_decay_for_all_keys(pass) ? 2 * column + scores : 3 * keys;
     const Index rule = R == RuleKind::delta ? 2 * keys + column : 0;
     return 2 * keys + 2 * values + scores + decays + rule + Memory::size(1, 1);
   }
 
-  ChunkOfHead(const Pass& pass, const TileAt<A>& at, const TileAt<A>* next, A* memory)
+  ChunkOfHead(const Pass& pass, TensorView<const A, 3> beta, const TileAt<A>& at, const TileAt<A>* next, A* memory)
       : pass_(pass),
+        beta_(beta),
         at_(at),
         next_(next),
         memory_(memory),
@@ -134,11 +104,11 @@ class ChunkOfHead {
     } else {
       const Index count = at_.count, key_dim = pass_.key_dim();
       const auto prepared = [&](auto decay) {
-        ops_.load(decay.decays, run(rows(pass_.log_decay), 1, 0, decay.decays.cols()));
+        ops_.load(decay.decays, run(rows(pass_.decay.log_decay), 1, 0, decay.decays.cols()));
         decay.prepare(ops_);
         return decay;
       };
-      if (pass_.one_decay_for_all_keys())
+      if (one_decay_for_all_keys(pass_))
         f(prepared(ScalarDecay<Ops>{memory_.take(count, 1), memory_.take(count, 1), memory_.take(count, count)}));
       else
         f(prepared(KeyDecay<Ops>{memory_.take(count, key_dim), memory_.take(count, key_dim),
@@ -152,7 +122,7 @@ class ChunkOfHead {
     } else {
       const Index count = at_.count, key_dim = pass_.key_dim();
       DeltaRule<Ops> rule{memory_.take(count, 1), memory_.take(count, key_dim), memory_.take(count, key_dim)};
-      const auto& [data, extents, strides] = pass_.beta;
+      const auto& [data, extents, strides] = beta_;
       ops_.load(rule.beta,
                 rows(TensorView<const A, 4>{
                     data, {extents[0], extents[1], extents[2], 1}, {strides[0], strides[1], strides[2], 0}}));
@@ -160,7 +130,12 @@ class ChunkOfHead {
     }
   }
 
+  static bool one_decay_for_all_keys(const Pass& pass) {
+    return pass.decay.log_decay.strides[3] == 0 || pass.key_dim() == 1;
+  }
+
   const Pass& pass_;
+  TensorView<const A, 3> beta_;  ///< [batch, token, heads / any divisor]; delta rule only
   const TileAt<A>& at_;
   const TileAt<A>* next_;  ///< null after the last
   Ops ops_;
@@ -178,7 +153,8 @@ WalkStates<S> transposed_states(WalkStates<S> states) {
 }
 
 template <bool Decays, RuleKind R, class Q, class K, class V, class O, class S, Executor E>
-void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, Index most_tokens, const E& executor) {
+void chunked_pass(const LinearPass<Q, K, V, O, S>& pass, TensorView<const Accumulator<O>, 3> beta, Index most_tokens,
+                  const E& executor) {
   using A = Accumulator<O>;
   using Chunk = ChunkOfHead<Decays, R, Q, K, V, O, S>;
   const Index heads = pass.heads(), sequences = pass.sequences.size();
@@ -196,7 +172,7 @@ void chunked_pass(const ChunkedPass<Q, K, V, O, S>& pass, Index most_tokens, con
         [&](Index, Index) { return Chunk::memory_size(pass, chunk_len); },
         [&](Index, Index, A* memory) {
           return [&, memory](const TileInTurn<A>& in_turn) {
-            Chunk chunk(pass, in_turn.tile, in_turn.next, memory);
+            Chunk chunk(pass, beta, in_turn.tile, in_turn.next, memory);
             visit(chunk);
           };
         },

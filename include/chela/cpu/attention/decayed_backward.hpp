@@ -37,15 +37,6 @@ struct EndKeys {
   }
 };
 
-/// Nothing before a reset depends on how hard it was.
-template <class Stride, class A>
-void begin_anew_at_resets(TensorView<const A, 2> log_decay, Index token, double* sum, Index width) {
-  constexpr A surely_kept = A(-80);
-  if (row_as<A, Stride>(log_decay, token).head(width).minCoeff() > surely_kept) return;
-  for (Index i = 0; i < width; ++i)
-    if (std::exp(log_decay(token, i)) == 0) sum[i] = 0;
-}
-
 /// Ends a tile of dq: the log-decay's gradient from the sums so far, the sums with this tile, and own terms into dq. With
 /// OverKeys a token has one log-decay, and one sum.
 template <class T, class G, bool OverKeys>
@@ -96,21 +87,6 @@ struct EndQueries {
     });
   }
 };
-
-/// Where the sums of the log-decay's gradient begin: S_0 * X_0, which the first head of a run that shares a state counts.
-template <bool OverKeys, class A, class S>
-Tensor<double, 3> first_decay_sums(TensorView<const S, 4> initial_state, TensorView<const A, 4> grad_initial_state,
-                                   Index sequences, const LinearAttentionShape& s) {
-  Tensor<double, 3> sums(sequences, s.output_heads(), OverKeys ? 1 : s.key_dim);
-  const Index run_length = s.output_heads() / s.state_heads();
-  for (Index n = 0; n < sequences && initial_state.present(); ++n)
-    for (Index h = 0; h < s.state_heads(); ++h)
-      for (Index i = 0; i < s.key_dim; ++i)
-        for (Index j = 0; j < s.value_dim; ++j)
-          sums(n, h * run_length, OverKeys ? 0 : i) +=
-              double(static_cast<A>(initial_state(n, h, i, j))) * double(grad_initial_state(n, h, i, j));
-  return sums;
-}
 
 /// Gradients of a causal pass into `to` (those among the arguments are not looked at); or, with Order before_write, of a pass
 /// whose outputs do not see their own tokens.

@@ -67,50 +67,38 @@ void add_own_term(TensorView<const X, 4> x, TensorView<const Y, 4> y, A factor, 
   });
 }
 
-/// What the log-decay's gradient is summed from, all per output head; `read` is absent for the additive rule.
-template <class T, class S>
+/// What the log-decay's gradient is summed from, all per output head.
+template <class T>
 struct DecayGradientTerms {
   using A = Accumulator<T>;
   SequenceBatch sequences;
   TensorView<const T, 4> q, k;
   TensorView<const A, 4> grad_q, read, write;  ///< [batch, token, head, key_dim], own terms left out
-  TensorView<const S, 4> initial_state;        ///< S_0 [sequence, state_head, key_dim, value_dim], or absent
-  TensorView<const A, 4> grad_initial_state;   ///< X_0, the same
   TensorView<const A, 4> log_decay;            ///< spread over [batch, token, state_head, key_dim]
+  TensorView<double, 3> sums;                  ///< of first_decay_sums
 };
 
 /// Hands add(batch, token, state_head, key, gradient) every element of the log-decay's gradient, token by token; where it is
 /// wanted summed over keys, under key 0.
-template <bool OverKeys, class T, class S, class Add, Executor E>
-void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, const E& executor) {
-  using A = Accumulator<T>;
-  using Sums = Eigen::Array<double, Eigen::Dynamic, 1>;  // double: the terms of long sequences nearly cancel
-  const Index key_dim = terms.q.extents[3], heads = terms.grad_q.extents[2];
+template <bool OverKeys, class T, class Add, Executor E>
+void sum_decay_gradient(const DecayGradientTerms<T>& terms, const Add& add, const E& executor) {
+  const Index heads = terms.grad_q.extents[2], width = terms.sums.extents[2];
   const Index state_heads = terms.log_decay.extents[2], run_length = heads / state_heads;
-  const Index width = OverKeys ? 1 : key_dim;
-  const auto add_terms = [](Sums& sum, const auto& each) {
-    if constexpr (OverKeys)
-      sum[0] += each.sum();
-    else
-      sum += each;
-  };
   executor.for_each(terms.sequences.size() * state_heads, [&](Index task, int) {
     const Index index = task / state_heads, hs = task % state_heads;
     const Sequence sequence = terms.sequences[index];
     const Index b = sequence.batch;
     const auto g = head_matrix(terms.log_decay, b, hs, state_heads);
-    Sums sum = Sums::Zero(width);
-    if (terms.initial_state.present())
-      for (Index i = 0; i < key_dim; ++i)
-        for (Index j = 0; j < terms.initial_state.extents[3]; ++j)
-          sum[OverKeys ? 0 : i] += double(static_cast<A>(terms.initial_state(index, hs, i, j))) *
-                                   double(terms.grad_initial_state(index, hs, i, j));
+    Eigen::Map<Eigen::ArrayXd> sum(&terms.sums(index, hs * run_length, 0), width);
+    const auto add_terms = [&](const auto& each) {
+      if constexpr (OverKeys)
+        sum[0] += each.sum();
+      else
+        sum += each;
+    };
     for (Index t = sequence.begin; t < sequence.begin + sequence.count; ++t) {
-      for (Index i = 0; i < width; ++i) {
-        // Nothing before a reset depends on how hard it was.
-        if (const A decay = g(t, i); decay < A(-80) && std::exp(decay) == 0) sum[i] = 0;
-        add(b, t, hs, i, sum[i]);
-      }
+      begin_anew_at_resets<Eigen::InnerStride<>>(g, t, sum.data(), width);
+      for (Index i = 0; i < width; ++i) add(b, t, hs, i, sum[i]);
       for (Index h = hs * run_length; h < (hs + 1) * run_length; ++h) {
         const auto q = head_matrix(terms.q, b, h, heads), k = head_matrix(terms.k, b, h, heads);
         const auto grad_q = head_matrix(terms.grad_q, b, h, heads), write = head_matrix(terms.write, b, h, heads);
@@ -118,8 +106,8 @@ void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, c
             q.strides[1] == 1 && k.strides[1] == 1 && grad_q.strides[1] == 1 && write.strides[1] == 1;
         with_row_stride(contiguous, [&](auto stride) {
           const auto row = [&](auto x) { return row_as<double, decltype(stride)>(x, t); };
-          add_terms(sum, row(k) * row(write) - row(q) * row(grad_q));
-          if (terms.read.present()) add_terms(sum, -row(k) * row(head_matrix(terms.read, b, h, heads)));
+          add_terms(row(k) * row(write) - row(q) * row(grad_q));
+          add_terms(-row(k) * row(head_matrix(terms.read, b, h, heads)));
         });
       }
     }
@@ -127,8 +115,8 @@ void sum_decay_gradient(const DecayGradientTerms<T, S>& terms, const Add& add, c
 }
 
 /// Log-decay gradients into the shape of the log-decay: summed over the axes it does not have.
-template <DecayKind D, class T, class S, class A, Executor E>
-void store_decay_gradient(const DecayGradientTerms<T, S>& terms, TensorView<A, log_decay_rank(D)> grad,
+template <DecayKind D, class T, class A, Executor E>
+void store_decay_gradient(const DecayGradientTerms<T>& terms, TensorView<A, log_decay_rank(D)> grad,
                           const E& executor) {
   if constexpr (D == DecayKind::per_key) {
     const auto add = [&](Index b, Index t, Index h, Index i, double g) { grad(b, t, h, i) = A(g); };
@@ -255,11 +243,14 @@ void delta_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::delta, F>&
   }
 
   if constexpr (decays) {
-    if (wants_decay)
+    if (wants_decay) {
+      constexpr bool over_keys = D != DecayKind::per_key;
+      Tensor<double, 3> sums = first_decay_sums<over_keys, A>(initial, grad_initial, sequences.size(), s);
       store_decay_gradient<D>(
-          DecayGradientTerms<T, S>{sequences, args.q, args.k, grad_q.read(), std::as_const(read).view(), write.read(),
-                                   initial, grad_initial, spread_log_decay(args.log_decay, s)},
+          DecayGradientTerms<T>{sequences, args.q, args.k, grad_q.read(), std::as_const(read).view(), write.read(),
+                                spread_log_decay(args.log_decay, s), sums},
           to.log_decay, executor);
+    }
   }
   if (to.q.present()) {
     add_own_term<A>(args.grad_o, u, scale, args.k, grad_q.view(), executor);

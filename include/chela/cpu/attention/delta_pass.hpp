@@ -2,11 +2,12 @@
 // The two walks of the delta rule: forward, and back in time over the gradient of the state. All else in its backward pass is
 // additive (cpu/attention/linear_backward.hpp).
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "chela/cpu/attention/chunked_pass.hpp"
 #include "chela/cpu/attention/delta_recurrence.hpp"
-#include "chela/cpu/attention/state_walk.hpp"
+#include "chela/cpu/attention/pass.hpp"
 #include "chela/tile/policy.hpp"
 
 namespace chela::cpu::detail {
@@ -41,36 +42,51 @@ struct DeltaAdjointPass {
   WalkDecay<A> decay = {};  ///< on keys, after_token
 };
 
-/// What both walks do to a packed tile: fold the decay into what reads and what writes, or leave it to the sweep. `read` and
-/// `written` are row blocks [tokens, keys]; `decay` takes tile_len * keys elements, `spare` as many. Returns the decay that
-/// the sweep itself must apply, or null, and then the state must be multiplied by `at_end` [keys] afterwards.
-template <class A>
-struct FoldedDecay {
-  const A* in_sweep = nullptr;
-  const A* at_end = nullptr;
-};
-
-/// `keys_read` become Diag(a) k. Rows in `reads` are scaled like queries, rows in `writes` like keys.
-template <class A, std::size_t Reads, std::size_t Writes>
-FoldedDecay<A> fold_decay(const TileLogDecays<A>& g, Index count, Index keys, A* keys_read,
-                          const std::array<A*, Reads>& reads, const std::array<A*, Writes>& writes, A* kept, A* inverse,
-                          A* at_end) {
-  if (running_decay(g, RunningDecay<A>{kept, inverse, at_end}, keys)) {
+/// Runs sweep(whether it must decay) over a packed tile. If enough is kept, its decay is folded in: rows [tokens, keys] in
+/// `reads` are scaled like queries, those in `writes` like keys, and the state afterwards; else the sweep decays by
+/// `tile.decay`. Either way `tile.reads` become Diag(a) k. `take` gives memory.
+template <bool Decays, class A, class Tile, std::size_t Reads, std::size_t Writes, class Take, class Sweep>
+void sweep_with_decay(Tile& tile, const WalkDecay<A>& decay, const TileAt<A>& at, Index heads, const Take& take,
+                      const std::array<A*, Reads>& reads, const std::array<A*, Writes>& writes, const Sweep& sweep) {
+  constexpr std::true_type in_sweep{};
+  constexpr std::false_type folded{};
+  if constexpr (!Decays) {
+    sweep(folded);
+  } else {
+    const Index count = at.count, keys = at.keys;
+    A *keys_read = take(count * keys), *kept = take(count * keys), *inverse = take(count * keys), *at_end = take(keys);
+    std::copy_n(tile.reads, count * keys, keys_read);
+    tile.reads = keys_read;
+    const TileLogDecays<A> g = decay.tile(at, heads);
+    if (!running_decay(g, RunningDecay<A>{kept, inverse, at_end}, keys)) {
+      single_decays(g, kept, keys);
+      scale_rows(keys_read, count, keys, kept, false);
+      tile.decay = kept;
+      return sweep(in_sweep);
+    }
     scale_rows(keys_read, count, keys, kept, g.uniform());
     for (A* rows : reads) scale_rows(rows, count, keys, kept, g.uniform());
     for (A* rows : writes) scale_rows(rows, count, keys, inverse, g.uniform());
-    return {nullptr, at_end};
+    sweep(folded);
+    for (Index r = 0; r < keys; ++r)
+      Eigen::Map<Eigen::Array<A, Eigen::Dynamic, 1>>(at.state + r * at.padded, at.padded) *= at_end[r];
   }
-  single_decays(g, kept, keys);
-  scale_rows(keys_read, count, keys, kept, false);
-  return {kept, nullptr};
 }
 
-template <class A>
-void scale_state_rows(A* state, Index keys, Index columns, const A* factor) {
-  if (!factor) return;
-  for (Index r = 0; r < keys; ++r)
-    Eigen::Map<Eigen::Array<A, Eigen::Dynamic, 1>>(state + r * columns, columns) *= factor[r];
+/// Elements that it takes, of a tile of `tile_len` tokens.
+template <bool Decays>
+constexpr Index decay_scratch(Index tile_len, Index keys) {
+  return Decays ? (3 * tile_len + 1) * keys : 0;
+}
+
+/// Calls body(tile in turn, scratch of the task) for every tile.
+template <class A, class S, class ScratchSize, class Body, Executor E>
+void walk_with_scratch(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, const Body& body,
+                       const E& executor) {
+  const auto begin = [&](Index, Index, A* scratch) {
+    return [&body, scratch](const TileInTurn<A>& tile) { body(tile, scratch); };
+  };
+  walk_states(walk, scratch_size, begin, executor);
 }
 
 template <class A>
@@ -85,7 +101,7 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.heads;
   const auto scratch_size = [](Index keys, Index columns) {
-    return tile_len * ((Decays ? 5 : 2) * keys + 3 * columns + 1) + (Decays ? keys : 0);
+    return tile_len * (2 * keys + 3 * columns + 1) + decay_scratch<Decays>(tile_len, keys);
   };
   const auto body = [&](const TileInTurn<A>& in_turn, A* scratch) {
     const TileAt<A>& at = in_turn.tile;
@@ -105,32 +121,14 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
       if (pass.o.present()) ahead.fetch(next->columns(pass.o, heads));
     }
     DeltaTile<A> tile{q, k, k, v, beta, o, errors, at.count, at.keys, at.padded, at.state, at.padded};
-    if constexpr (Decays) {
-      A *reads = take(tile_len * at.keys), *kept = take(tile_len * at.keys), *inverse = take(tile_len * at.keys);
-      A* at_end = take(at.keys);
-      std::copy_n(k, at.count * at.keys, reads);
-      tile.reads = reads;
-      const TileLogDecays<A> g = pass.decay.tile(at, heads);
-      const auto folded =
-          fold_decay<A>(g, at.count, at.keys, reads, std::array{q}, std::array{k}, kept, inverse, at_end);
-      tile.decay = folded.in_sweep;
-      if (folded.in_sweep)
-        delta_over_tile<true>(tile, ahead);
-      else
-        delta_over_tile<false>(tile, ahead);
-      scale_state_rows(at.state, at.keys, at.padded, folded.at_end);
-    } else {
-      delta_over_tile<false>(tile, ahead);
-    }
+    sweep_with_decay<Decays>(tile, pass.decay, at, heads, take, std::array{q}, std::array{k},
+                             [&](auto in_sweep) { delta_over_tile<decltype(in_sweep)::value>(tile, ahead); });
     if (pass.o.present()) unpack_rows(o, at.padded, at.columns(pass.o, heads));
     if (pass.errors.present()) unpack_rows(errors, at.padded, at.columns(pass.errors, heads));
   };
-  walk_states(
-      StateWalk<A, S>{pass.sequences, heads, pass.q.extents[3], pass.v.extents[3], pass.states, pass.decay, tile_len,
-                      P.value_tile},
-      scratch_size,
-      [&](Index, Index, A* scratch) { return [&body, scratch](const TileInTurn<A>& tile) { body(tile, scratch); }; },
-      executor);
+  walk_with_scratch(StateWalk<A, S>{pass.sequences, heads, pass.q.extents[3], pass.v.extents[3], pass.states,
+                                    pass.decay, tile_len, P.value_tile},
+                    scratch_size, body, executor);
 }
 
 template <ChunkPolicy P, bool Decays, class T, Executor E>
@@ -139,7 +137,7 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
   constexpr Index tile_len = P.chunk_len;
   const Index heads = pass.grad_o.extents[2];
   const auto scratch_size = [](Index keys, Index columns) {
-    return tile_len * ((Decays ? 5 : 2) * keys + 2 * columns + 2) + (Decays ? keys : 0);
+    return tile_len * (2 * keys + 2 * columns + 2) + decay_scratch<Decays>(tile_len, keys);
   };
   const auto body = [&](const TileInTurn<A>& in_turn, A* scratch) {
     const TileAt<A>& at = in_turn.tile;
@@ -161,47 +159,28 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
       ahead.fetch(next->columns(pass.grad_o, heads)), ahead.fetch(next->columns(pass.grad_u, heads));
     }
     DeltaAdjointTile<A> tile{q, k, k, qk, grad_o, beta, grad_u, at.count, at.keys, at.padded, at.state, at.padded};
-    if constexpr (Decays) {
-      A *reads = take(tile_len * at.keys), *kept = take(tile_len * at.keys), *inverse = take(tile_len * at.keys);
-      A* at_end = take(at.keys);
-      std::copy_n(k, at.count * at.keys, reads);
-      tile.reads = reads;
-      const TileLogDecays<A> g = pass.decay.tile(at, heads);
-      const auto folded =
-          fold_decay<A>(g, at.count, at.keys, reads, std::array<A*, 0>{}, std::array{q, k}, kept, inverse, at_end);
-      tile.decay = folded.in_sweep;
-      if (folded.in_sweep)
-        delta_adjoint_over_tile<true>(tile, ahead);
-      else
-        delta_adjoint_over_tile<false>(tile, ahead);
-      scale_state_rows(at.state, at.keys, at.padded, folded.at_end);
-    } else {
-      delta_adjoint_over_tile<false>(tile, ahead);
-    }
+    sweep_with_decay<Decays>(tile, pass.decay, at, heads, take, std::array<A*, 0>{}, std::array{q, k},
+                             [&](auto in_sweep) { delta_adjoint_over_tile<decltype(in_sweep)::value>(tile, ahead); });
     unpack_rows(grad_u, at.padded, at.columns(pass.grad_u, heads));
   };
-  walk_states(
-      StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states, pass.decay, tile_len,
-                   P.value_tile},
-      scratch_size,
-      [&](Index, Index, A* scratch) { return [&body, scratch](const TileInTurn<A>& tile) { body(tile, scratch); }; },
-      executor);
+  walk_with_scratch(StateWalk<A>{pass.sequences, heads, pass.q.extents[3], pass.grad_o.extents[3], pass.states,
+                                 pass.decay, tile_len, P.value_tile},
+                    scratch_size, body, executor);
 }
 
 /// A forward pass by the policy's evaluation: the recurrence, unless chunks are asked for. It has outputs and no errors.
 template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
 void run_delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
   if constexpr (P.evaluation == Evaluation::chunked)
-    chunked_pass<Decays, RuleKind::delta>(ChunkedPass<T, T, T, O, S>{.sequences = pass.sequences,
-                                                                     .q = pass.q,
-                                                                     .k = pass.k,
-                                                                     .v = pass.v,
-                                                                     .o = pass.o,
-                                                                     .states = pass.states,
-                                                                     .query_factor = pass.query_factor,
-                                                                     .log_decay = pass.decay.log_decay,
-                                                                     .beta = pass.beta},
-                                          P.chunk_len, executor);
+    chunked_pass<Decays, RuleKind::delta>(LinearPass<T, T, T, O, S>{.sequences = pass.sequences,
+                                                                    .q = pass.q,
+                                                                    .k = pass.k,
+                                                                    .v = pass.v,
+                                                                    .o = pass.o,
+                                                                    .states = pass.states,
+                                                                    .query_factor = pass.query_factor,
+                                                                    .decay = pass.decay},
+                                          pass.beta, P.chunk_len, executor);
   else
     delta_pass<PolicyConstant<P>::value, Decays>(pass, executor);
 }

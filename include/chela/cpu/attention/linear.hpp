@@ -125,7 +125,7 @@ Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& 
     return detail::backward_through_gates(args, backward, executor);
 }
 
-/// One token per sequence: the state is swept once, in place. Without decay the same bits as a pass of one token.
+/// One token per sequence, the state updated in place. Without decay the same bits as a pass of one token.
 template <Element T, DecayKind D, RuleKind R, AttentionForm F, Executor E>
 Status linear_attention_step(const LinearAttentionStepArgs<T, D, R, F>& args, const E& executor) {
   if (Status s = check(args); !s.ok()) return s;

@@ -13,9 +13,8 @@
 // Brackets: delta rule only, whose key also reads. The sum for the log-decay g leaves out what a token does to itself, which
 // would cancel: what remains is as small as the decays make it. It begins anew at a reset. So nothing of the forward pass
 // needs keeping, and no exponent is above zero.
-#include <array>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "chela/attention/linear.hpp"
 #include "chela/cpu/attention/delta_pass.hpp"
@@ -214,6 +213,30 @@ struct GradientTargets {
   TensorView<A, log_decay_rank(D)> log_decay;
   TensorView<A, 3> beta;
 };
+
+/// Nothing before a reset depends on how hard it was.
+template <class Stride, class A>
+void begin_anew_at_resets(TensorView<const A, 2> log_decay, Index token, double* sum, Index width) {
+  constexpr A surely_kept = A(-80);
+  if (row_as<A, Stride>(log_decay, token).head(width).minCoeff() > surely_kept) return;
+  for (Index i = 0; i < width; ++i)
+    if (std::exp(log_decay(token, i)) == 0) sum[i] = 0;
+}
+
+/// Where the sums of the log-decay's gradient begin: S_0 * X_0, which the first head of a run that shares a state counts.
+template <bool OverKeys, class A, class S>
+Tensor<double, 3> first_decay_sums(TensorView<const S, 4> initial_state, TensorView<const A, 4> grad_initial_state,
+                                   Index sequences, const LinearAttentionShape& s) {
+  Tensor<double, 3> sums(sequences, s.output_heads(), OverKeys ? 1 : s.key_dim);
+  const Index run_length = s.output_heads() / s.state_heads();
+  for (Index n = 0; n < sequences && initial_state.present(); ++n)
+    for (Index h = 0; h < s.state_heads(); ++h)
+      for (Index i = 0; i < s.key_dim; ++i)
+        for (Index j = 0; j < s.value_dim; ++j)
+          sums(n, h * run_length, OverKeys ? 0 : i) +=
+              double(static_cast<A>(initial_state(n, h, i, j))) * double(grad_initial_state(n, h, i, j));
+  return sums;
+}
 
 /// A log-decay's gradient per token, double [batch, token, state_head], into that of a log-decay per token or per head.
 template <DecayKind D, class A>

@@ -1,35 +1,15 @@
 #pragma once
-// One additive walk of linear attention over a sequence, forward or as part of a backward pass: the gradients of linear
-// attention are linear attention again, with the roles of q, k, v exchanged and time reversed (cpu/attention/linear.hpp).
+// One additive walk of linear attention over a sequence by token recurrence, forward or as part of a backward pass: the
+// gradients of linear attention are linear attention again, with the roles of q, k, v exchanged and time reversed
+// (cpu/attention/linear_backward.hpp).
 #include <utility>
 
 #include "chela/cpu/attention/chunked_pass.hpp"
-#include "chela/cpu/attention/state_walk.hpp"
+#include "chela/cpu/attention/pass.hpp"
+#include "chela/cpu/tile/pack_ahead.hpp"
 #include "chela/tile/policy.hpp"
 
 namespace chela::cpu::detail {
-
-/// o_t = (query_factor q_t)^T S_t, S_t = decayed S_{t-1} + (key_factor k_t) v_t^T; or o_t reads before the token writes; or,
-/// with `everything`, all outputs read the last state.
-template <class Q, class K, class V, class O, class S = Accumulator<O>>
-struct LinearPass {
-  using A = Accumulator<O>;
-  SequenceBatch sequences;
-  TensorView<const Q, 4> q;  ///< [batch, token, heads / any divisor, key_dim]
-  TensorView<const K, 4> k;  ///< likewise
-  TensorView<const V, 4> v;  ///< [batch, token, heads / any divisor, value_dim]
-  TensorView<O, 4> o;        ///< [batch, token, head, value_dim]
-  WalkStates<S> states = {};
-  A query_factor = 1, key_factor = 1;
-  Everything everything = Everything::no;
-  WalkDecay<A> decay = {};
-
-  Index heads() const { return o.extents[2]; }
-  template <ChunkPolicy P>
-  StateWalk<A, S> walk() const {
-    return {sequences, heads(), q.extents[3], o.extents[3], states, decay, P.chunk_len, P.value_tile};
-  }
-};
 
 /// What a pass may do to its outputs tile by tile while they are in the cache: nothing.
 ///
@@ -184,7 +164,8 @@ void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor, co
   const auto begin = [&](Index keys, Index columns, auto* scratch) {
     return Tiles(pass, finish, keys, columns, scratch);
   };
-  auto walk = pass.template walk<P>();
+  StateWalk<Accumulator<O>, S> walk{pass.sequences, pass.heads(), pass.key_dim(), pass.value_dim(),
+                                    pass.states,    pass.decay,   P.chunk_len,    P.value_tile};
   if constexpr (!std::is_same_v<Finish, StoreOutputs>) {
     walk.column_grain = round_up(walk.value_dim, walk.column_grain);
     walk.heads_together = finish.heads_together();
@@ -201,17 +182,7 @@ void run_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor) {
   constexpr bool reads_own = R == ReadOrder::after_write, chunked = reads_own && P.evaluation == Evaluation::chunked;
   if constexpr (chunked || (reads_own && !Decays)) {
     if (chunked || pass.everything != Everything::no)
-      return chunked_pass<Decays, RuleKind::additive>(ChunkedPass<Q, K, V, O, S>{.sequences = pass.sequences,
-                                                                                 .q = pass.q,
-                                                                                 .k = pass.k,
-                                                                                 .v = pass.v,
-                                                                                 .o = pass.o,
-                                                                                 .states = pass.states,
-                                                                                 .query_factor = pass.query_factor,
-                                                                                 .key_factor = pass.key_factor,
-                                                                                 .everything = pass.everything,
-                                                                                 .log_decay = pass.decay.log_decay},
-                                                      P.chunk_len, executor);
+      return chunked_pass<Decays, RuleKind::additive>(pass, {}, P.chunk_len, executor);
   }
   if constexpr (!chunked) recurrent_pass<PolicyConstant<P>::value, Decays, R>(pass, executor);
 }

@@ -1,5 +1,6 @@
 #pragma once
-// One token of linear attention: the state is swept once, in place where its strides allow.
+// One token of linear attention: the state is swept once, and by the delta rule read once before, in place where its strides
+// allow.
 #include "chela/attention/linear.hpp"
 #include "chela/cpu/attention/state_sweep.hpp"
 #include "chela/cpu/attention/state_walk.hpp"

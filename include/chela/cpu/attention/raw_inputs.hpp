@@ -1,19 +1,14 @@
 #pragma once
 // From the inputs that a form asks for to those that the walks take: log-decays and betas out of their gates, queries and
 // keys of unit length; and gradients back through them.
-#include <array>
-#include <iterator>
+#include <type_traits>
+#include <utility>
 
 #include "chela/attention/linear.hpp"
 #include "chela/cpu/attention/gates.hpp"
 #include "chela/cpu/attention/l2_norm.hpp"
 
 namespace chela::cpu::detail {
-
-template <class T, class U, int Rank>
-Tensor<T, Rank> tensor_like(TensorView<U, Rank> view) {
-  return Tensor<T, Rank>(std::to_array(view.extents));
-}
 
 /// The same call in another form, without the inputs and gradients that `prepare` and `backward_through_gates` fill in.
 template <AttentionForm G, class T, DecayKind D, RuleKind R, AttentionForm F>

@@ -5,7 +5,7 @@
 //
 // so scaling the packed rows of q by b and of k by 1 / b (or of o and v, for decay along value columns) turns a decayed tile
 // into a plain one, and the state takes b of the last token at the end. Nothing cancels, so this is as exact as the plain form
-// while b stays in range; a tile that loses more than `least_kept` is walked with one more multiplication per state element
+// while b stays in range; a tile that keeps less than exp(least_kept_log) is walked with one more multiplication per state element
 // instead, which holds for any decay, a reset to zero included.
 #include <Eigen/Core>
 #include <algorithm>
@@ -24,8 +24,8 @@ namespace detail {
 /// log(1e-12): below, k / b of inputs up to 1e4 could leave the range of float.
 inline constexpr double least_kept_log = -27.6;
 
-/// Log-decays of a tile's tokens [tokens, width]: those met on the way to each token. `before_first` rows lie outside of the
-/// sequence and keep everything.
+/// Log-decays of a tile's tokens [tokens, width]: those met on the way to each token. The first `absent` of them lie
+/// outside of the sequence and keep everything.
 template <class S>
 struct TileLogDecays {
   TensorView<const S, 2> rows;

@@ -57,10 +57,7 @@ void two_way_pass(const LinearAttentionArgs<T, D, RuleKind::additive, F>& args, 
 /// Memory for a gradient in another element type, or none if it is not wanted.
 template <class A, class T, int Rank>
 Tensor<A, Rank> room_like(TensorView<T, Rank> grad) {
-  if (!grad.present()) return {};
-  std::array<Index, Rank> extents;
-  std::copy_n(grad.extents, Rank, extents.begin());
-  return Tensor<A, Rank>(extents);
+  return grad.present() ? tensor_like<A>(grad) : Tensor<A, Rank>{};
 }
 
 template <ChunkPolicy P, class T, DecayKind D, AttentionForm F, Executor E>

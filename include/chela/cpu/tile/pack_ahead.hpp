@@ -119,9 +119,4 @@ class PackAhead {
   bool by_element_ = false;
 };
 
-/// For tiles that follow no other.
-struct PackNothing {
-  void operator()() const {}
-};
-
 }  // namespace chela::cpu
