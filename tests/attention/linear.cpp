@@ -61,8 +61,8 @@ void check_backward(const Shape& shape, Span span) {
   const DoubleProblem d(p);
   Gradients<T, DecayKind::none, RuleKind::additive> got(p);
   REQUIRE(cpu::linear_attention_backward<P>(got.args(p), SerialExecutor{}).ok());
-  auto want_q = converted<double>(got.q.view()), want_k = converted<double>(got.k.view()), want_v = converted<double>(got.v.view()),
-       want_state = converted<double>(got.state.view());
+  auto want_q = converted<double>(got.q.view()), want_k = converted<double>(got.k.view()),
+       want_v = converted<double>(got.v.view()), want_state = converted<double>(got.state.view());
   reference::linear_attention_backward(d.problem, d.grad_o, d.grad_final_state, {want_q, want_k, want_v, want_state});
   const double allowed = tolerance<T>(terms(shape));
   CHECK(relative_error(got.q, want_q) < allowed);
@@ -184,11 +184,11 @@ TEST_CASE("the answer does not depend on the number of workers") {
   };
   for (Index heads : {1, 8}) {
     const Plain<float> p({.tokens = 40,
-                            .query_heads = heads,
-                            .key_heads = heads,
-                            .value_heads = heads,
-                            .key_dim = 24,
-                            .value_dim = 200});
+                          .query_heads = heads,
+                          .key_heads = heads,
+                          .value_heads = heads,
+                          .key_dim = 24,
+                          .value_dim = 200});
     auto one = p.output(), many = p.output();
     auto one_state = p.state(), many_state = p.state();
     REQUIRE(cpu::linear_attention(p.args(one, one_state), SerialExecutor{}).ok());
