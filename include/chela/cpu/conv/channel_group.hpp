@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "chela/core/large_pages.hpp"
 #include "chela/core/tensor_view.hpp"
 #include "chela/cpu/conv/complex_lanes.hpp"
 
@@ -16,7 +17,9 @@ class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(Index size)
-      : memory_(size > 0 ? static_cast<A*>(::operator new(sizeof(A) * std::size_t(size), alignment)) : nullptr) {}
+      : memory_(size > 0 ? static_cast<A*>(::operator new(sizeof(A) * std::size_t(size), alignment)) : nullptr) {
+    chela::detail::prefer_large_pages(memory_.get(), sizeof(A) * std::size_t(size));
+  }
 
   A* data() const { return memory_.get(); }
 

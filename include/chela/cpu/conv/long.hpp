@@ -30,6 +30,10 @@ struct LongConvForward {
     return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.work_size();
   }
 
+  bool streams() const {
+    return !form.direct() && streams_rows<A>(a.y, 2, channel_groups<A>(s.channels) * form.size());
+  }
+
   void sequence(const A* kernel, ChannelGroup group, Index i, A* work) const {
     const auto x = sequence_rows(a.x, s.sequences[i]);
     const auto y = sequence_rows(a.y, s.sequences[i]);
@@ -49,8 +53,8 @@ struct LongConvForward {
     with_source<A>(x, history, group, form.plan.points(), work, [&](const auto& source) {
       if constexpr (std::is_same_v<T, A>) {
         if (rows_are_packets<A>(y, group))
-          return convolve(form.plan, source, middle, RealRowsOut<A>{y.data + group.first, y.strides[0], y.extents[0]},
-                          work);
+          return convolve(form.plan, source, middle,
+                          RealRowsOut<A>{y.data + group.first, y.strides[0], y.extents[0], streams()}, work);
       }
       convolve(form.plan, source, middle, RealRowsOut<A>{work, point_size<A>, y.extents[0]}, work);
       scatter_group<A>(work, point_size<A>, y, group);
@@ -103,6 +107,7 @@ void run_long_conv(const LongConvForward<T, A, Eighths>& pass, const std::vector
       pass.sequence(kernel, task.group, members[std::size_t(m)], scratch.data() + worker * size);
       pass.final_state(task.group, members[std::size_t(m)]);
     }
+    if (pass.streams()) finish_streams();
   });
 }
 

@@ -17,6 +17,7 @@
 
 #include "chela/conv/fft_plan.hpp"
 #include "chela/cpu/conv/odd_radix.hpp"
+#include "chela/cpu/conv/stream_lanes.hpp"
 
 namespace chela::cpu::detail {
 
@@ -37,17 +38,24 @@ struct RealRows {
   CHELA_ALWAYS_INLINE void fetch(Index row) const { fetch_to_read(data + row * stride); }
 };
 
-/// Where the real parts of the first `count` rows go; the others are dropped.
+/// Where the real parts of the first `count` rows go; the others are dropped. `streamed`: past the caches.
 template <class A>
 struct RealRowsOut {
   A* data = nullptr;
   Index stride = 0;
   Index count = 0;
+  bool streamed = false;
 
   CHELA_ALWAYS_INLINE void store(Index row, const ComplexLanes<A>& x) const {
-    if (row < count) Eigen::internal::pstoreu(data + row * stride, x.re);
+    if (row >= count) return;
+    if (streamed)
+      stream_lanes(data + row * stride, x.re);
+    else
+      Eigen::internal::pstoreu(data + row * stride, x.re);
   }
-  CHELA_ALWAYS_INLINE void fetch(Index row) const { fetch_to_write(data + row * stride); }
+  CHELA_ALWAYS_INLINE void fetch(Index row) const {
+    if (!streamed) fetch_to_write(data + row * stride);
+  }
 };
 
 /// N complex points, read or written in place.

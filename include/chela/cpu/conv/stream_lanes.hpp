@@ -50,13 +50,18 @@ inline void finish_streams() {
 #endif
 }
 
-/// Whether a result is large and its rows begin with a cache line.
+/// Whether a result's rows begin with a cache line.
+template <class T>
+bool can_stream(TensorView<T, 3> result) {
+  const auto aligned = [](Index stride) { return stride * Index(sizeof(T)) % line_bytes == 0; };
+  return CHELA_STREAMS && result.strides[2] == 1 && aligned(result.strides[0]) && aligned(result.strides[1]) &&
+         reinterpret_cast<std::uintptr_t>(result.data) % line_bytes == 0;
+}
+
+/// Whether that is so and the result is large.
 template <class T>
 bool worth_streaming(TensorView<T, 3> result) {
-  const auto aligned = [](Index stride) { return stride * Index(sizeof(T)) % line_bytes == 0; };
-  return CHELA_STREAMS && result.size() * Index(sizeof(T)) >= least_streamed_bytes && result.strides[2] == 1 &&
-         aligned(result.strides[0]) && aligned(result.strides[1]) &&
-         reinterpret_cast<std::uintptr_t>(result.data) % line_bytes == 0;
+  return result.size() * Index(sizeof(T)) >= least_streamed_bytes && can_stream(result);
 }
 
 }  // namespace chela::cpu::detail
