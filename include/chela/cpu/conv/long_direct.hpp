@@ -14,7 +14,7 @@ inline constexpr Index direct_rows = 8;
 /// Tokens that are brought near together.
 inline constexpr Index direct_chunk = 512;
 
-/// Rows of zeros on both sides of what sums run over, so that no sum asks where it ends.
+/// Packets on both sides of the lags, so that no sum over tokens asks which of its lags there are.
 inline constexpr Index direct_margin = direct_rows - 1;
 
 /// The lags of a kernel, from -back to taps - 1, and what the sums take in memory.
@@ -58,19 +58,43 @@ void stage_rows(TensorView<const T, 2> rows, TensorView<const T, 2> history, Cha
   part(rows, 0, 0, rows.extents[0]);
 }
 
-/// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first
-/// output meets at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at
-/// neighbouring lags.
-template <class A>
-CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index begin, Index end, LanePacket<A>* sums) {
+/// Adds input s to those of `direct_rows` outputs that it meets.
+template <class A, class Meets>
+CHELA_ALWAYS_INLINE void add_input(const A* inputs, const A* kernel, Index s, const Meets& meets, LanePacket<A>* sums) {
   using namespace Eigen::internal;
   constexpr int lanes = lanes_of<A>;
-  for (Index s = begin; s < end; ++s) {
-    const LanePacket<A> x = ploadu<LanePacket<A>>(inputs + s * lanes);
-    CHELA_UNROLL
-    for (Index i = 0; i < direct_rows; ++i)
-      sums[i] = pmadd(x, ploadu<LanePacket<A>>(kernel + (i - s) * lanes), sums[i]);
+  const LanePacket<A> x = ploadu<LanePacket<A>>(inputs + s * lanes);
+  CHELA_UNROLL
+  for (Index i = 0; i < direct_rows; ++i)
+    if (meets(i)) sums[i] = pmadd(x, ploadu<LanePacket<A>>(kernel + (i - s) * lanes), sums[i]);
+}
+
+/// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first
+/// output meets at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at
+/// neighbouring lags, and none but these: what is not a number stays within the kernel's reach.
+template <class A>
+CHELA_ALWAYS_INLINE void direct_sums(Index lags, const A* inputs, const A* kernel, Index begin, Index end,
+                                     LanePacket<A>* sums) {
+  constexpr Index edge = direct_rows - 1;  // inputs on either side that do not meet every output
+  if (lags < edge) {
+    for (Index s = begin; s < end; ++s)
+      add_input(
+          inputs, kernel, s, [&](Index i) { return i <= s && s - i < lags; }, sums);
+    return;
   }
+  CHELA_UNROLL
+  for (Index s = 0; s < edge; ++s)
+    if (begin <= s && s < end)
+      add_input(
+          inputs, kernel, s, [=](Index i) { return i <= s; }, sums);
+  for (Index s = std::max(begin, edge); s < std::min(end, lags); ++s)
+    add_input(
+        inputs, kernel, s, [](Index) { return true; }, sums);
+  CHELA_UNROLL
+  for (Index r = 0; r < edge; ++r)
+    if (begin <= lags + r && lags + r < end)
+      add_input(
+          inputs, kernel, lags + r, [=](Index i) { return i > r; }, sums);
 }
 
 /// Rows of inputs, from `begin` to `end`.
@@ -97,7 +121,7 @@ void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, I
       for (Index i = 0; i < direct_rows; ++i)
         sums[i] = pmul(skip, ploadu<LanePacket<A>>(buffer + (before + t + i) * lanes));
       const Index first = t0 + t - before;  // the row that meets the first output at the last lag
-      direct_sums<A>(buffer + t * lanes, last_lag, std::max<Index>(inputs.begin - first, 0),
+      direct_sums<A>(k.lags(), buffer + t * lanes, last_lag, std::max<Index>(inputs.begin - first, 0),
                      std::min(inputs.end - first, k.lags() + direct_margin), sums);
       CHELA_UNROLL
       for (Index i = 0; i < direct_rows; ++i) pstoreu(out + (t + i) * lanes, sums[i]);
