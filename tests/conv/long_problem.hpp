@@ -9,6 +9,11 @@
 
 namespace chela::test {
 
+/// One policy for each way of evaluation; blocks of the least length, so that short sequences have several.
+inline constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
+inline constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
+inline constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};
+
 struct LongShape {
   Index batch, tokens, channels, taps, back_taps;
   bool state, skip;

@@ -12,20 +12,10 @@
 namespace chela {
 namespace {
 
-using test::LongForward;
-using test::LongGradients;
-using test::LongProblem;
-using test::LongShape;
-using test::nan_tensor;
-using test::random_tensor;
-using test::relative_error;
+using namespace test;
 
 constexpr unsigned seed = 20240611;
 constexpr double tight = 1e-12;
-
-constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
-constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
-constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};
 
 /// Lengths of all magnitudes up to some hundreds, as often just beside a power of two as anywhere.
 LongShape random_shape(std::mt19937& random, bool two_sided) {
@@ -235,13 +225,13 @@ void check_adjoint(const LongShape& s) {
   LongConvBackwardArgs<double> b = g.into(p.backward_args());
   b.grad_final_state = weight;
   REQUIRE(cpu::long_conv_backward<P>(b).ok());
-  const double y = test::weighted_sum<3>(forward.y, p.grad_y);
-  const double through = y + test::weighted_sum<3>(forward.final_state, weight);
-  double back = test::weighted_sum<3>(g.x, p.x), size = 1;
-  if (s.state) back += test::weighted_sum<3>(g.state, p.state);
-  double kernel = test::weighted_sum<2>(g.taps, p.taps);
-  if (s.skip) kernel += test::weighted_sum<1>(g.skip, p.skip);
-  if (s.back_taps > 0) kernel += test::weighted_sum<2>(g.back_taps, p.back_taps);
+  const double y = weighted_sum<3>(forward.y, p.grad_y);
+  const double through = y + weighted_sum<3>(forward.final_state, weight);
+  double back = weighted_sum<3>(g.x, p.x), size = 1;
+  if (s.state) back += weighted_sum<3>(g.state, p.state);
+  double kernel = weighted_sum<2>(g.taps, p.taps);
+  if (s.skip) kernel += weighted_sum<1>(g.skip, p.skip);
+  if (s.back_taps > 0) kernel += weighted_sum<2>(g.back_taps, p.back_taps);
   for (Index i = 0; i < forward.y.size(); ++i) size += std::abs(forward.y.data()[i] * p.grad_y.data()[i]);
   CHECK(std::abs(through - back) < tight * size);
   CHECK(std::abs(y - kernel) < tight * size);

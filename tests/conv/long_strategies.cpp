@@ -17,18 +17,7 @@
 namespace chela {
 namespace {
 
-using test::LongForward;
-using test::LongGradients;
-using test::LongProblem;
-using test::LongShape;
-using test::nan_tensor;
-using test::random_tensor;
-using test::relative_error;
-using test::tolerance;
-
-constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
-constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
-constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};
+using namespace test;
 
 template <LongConvPolicy P, class T>
 void check_strategy(const LongShape& shape) {
@@ -44,7 +33,7 @@ void check_strategy(const LongShape& shape) {
   CHECK(relative_error(got.final_state, want.final_state) == 0);
 
   const auto grad_final = random_tensor<T>(8, shape.batch, shape.taps - 1, shape.channels);
-  const auto exact_grad_final = test::converted<double>(grad_final.view());
+  const auto exact_grad_final = converted<double>(grad_final.view());
   LongGradients<T> gradients(shape);
   LongGradients<double> want_gradients(shape);
   const auto b = exact.backward_args();
@@ -237,9 +226,9 @@ void check_sparse(Index tokens) {
 
   LongGradients<double> g(shape);
   REQUIRE(cpu::long_conv_backward<policy>(g.into(p.backward_args())).ok());
-  const double y = test::weighted_sum<3>(got.y, p.grad_y);
-  CHECK(test::weighted_sum<3>(g.x, p.x) == doctest::Approx(y).epsilon(1e-11));
-  CHECK(test::weighted_sum<2>(g.taps, p.taps) == doctest::Approx(y).epsilon(1e-11));
+  const double y = weighted_sum<3>(got.y, p.grad_y);
+  CHECK(weighted_sum<3>(g.x, p.x) == doctest::Approx(y).epsilon(1e-11));
+  CHECK(weighted_sum<2>(g.taps, p.taps) == doctest::Approx(y).epsilon(1e-11));
 }
 
 TEST_CASE("frequency-sparse kernels drop frequencies, at less work") {
@@ -401,11 +390,11 @@ TEST_CASE("gradients through the final state match finite differences, whatever 
     const auto loss = [&] {
       LongForward<double> forward(shape);
       REQUIRE(cpu::long_conv<way>(forward.into(p.args()), SerialExecutor{}).ok());
-      return test::weighted_sum<3>(forward.y, p.grad_y) + test::weighted_sum<3>(forward.final_state, weight);
+      return weighted_sum<3>(forward.y, p.grad_y) + weighted_sum<3>(forward.final_state, weight);
     };
-    CHECK(test::gradient_error<3>(loss, p.x, g.x) < test::gradient_tolerance);
-    CHECK(test::gradient_error<2>(loss, p.taps, g.taps) < test::gradient_tolerance);
-    CHECK(test::gradient_error<3>(loss, p.state, g.state) < test::gradient_tolerance);
+    CHECK(gradient_error<3>(loss, p.x, g.x) < gradient_tolerance);
+    CHECK(gradient_error<2>(loss, p.taps, g.taps) < gradient_tolerance);
+    CHECK(gradient_error<3>(loss, p.state, g.state) < gradient_tolerance);
   };
   for (Index tokens : {3, 12, 70}) {
     check(LongConvPolicyConstant<direct>{}, tokens);

@@ -9,12 +9,7 @@
 namespace chela {
 namespace {
 
-using test::LongForward;
-using test::LongProblem;
-using test::LongShape;
-using test::nan_tensor;
-using test::relative_error;
-using test::tolerance;
+using namespace test;
 
 /// Streams tokens from `begin` on after a prefill with those before it.
 template <class T>
@@ -23,7 +18,7 @@ void check_stream(const LongShape& shape, Index begin) {
   CAPTURE(begin);
   const LongProblem<T> p(shape);
   LongForward<T> want(shape);
-  REQUIRE(cpu::long_conv<LongConvPolicy{.method = LongConvMethod::transform}>(want.into(p.args())).ok());
+  REQUIRE(cpu::long_conv<whole>(want.into(p.args())).ok());
   const cpu::LongConvStreamKernel<Accumulator<T>> kernel(p.taps.view(), SerialExecutor{});
   cpu::LongConvStream<Accumulator<T>> stream(kernel, shape.batch);
   if (begin > 0) REQUIRE(cpu::long_conv_stream_prefill(run(p.x.view(), 1, 0, begin), kernel, stream).ok());
