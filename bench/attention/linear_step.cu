@@ -1,5 +1,5 @@
-// Decoding steps of linear attention on a GPU: the state read once and written once over time, as a share of a copy. Steps
-// rotate among sets of buffers that together are far larger than the second-level cache.
+// Decoding steps of linear attention on a GPU: the state read once and written once over time, as a share of a copy.
+// Steps rotate among sets of buffers that together are far larger than the second-level cache.
 #include "chela/cuda/attention/linear_step.cuh"
 
 #include <memory>

@@ -1,5 +1,5 @@
-// Decoding steps of linear attention on a GPU, all members, forms and element types: against the recurrence in double, and
-// against each other.
+// Decoding steps of linear attention on a GPU, all members, forms and element types: against the recurrence in double,
+// and against each other.
 #include <doctest/doctest.h>
 
 #include <string>
@@ -257,8 +257,7 @@ void check_strides(Index state_padding, Index state_step) {
     REQUIRE(status.ok());
   }
   packed.stream.wait();
-  // Without vectors sums are shared out among lanes otherwise, but only among those of values: the bits are the same
-  // where a lane's keys are.
+  // Rows of four give the packed states' very bits. Elsewhere lanes have other columns, and sums another order.
   const bool same = state_step == 1 && state_padding % 4 == 0;
   const double bound = same ? 1e-12 : tolerance<float>(terms(usual));
   CHECK(relative_error(state.host(), spread(packed.state.host(), state_step, state_padding)) < bound);

@@ -68,10 +68,11 @@ StepCall<T, F> make_step(const LinearAttentionStepArgs<T, D, R, F>& args, const 
 
 }  // namespace detail
 
-/// Queues the step on `stream` and returns. Allocates nothing, waits for nothing, can be captured into a graph. key_dim is
-/// up to 512; any strides. State rows (key_dim or value_dim, whichever is last) that are contiguous, a multiple of four
-/// long and aligned move in vectors, others element by element. state_slots are device memory, read by the kernel and not
-/// checked. Of log-decays only those <= 0 are legal; -infinity resets the state. o may not share memory with q, k or v.
+/// Queues the step on `stream` and returns. Allocates nothing, waits for nothing, can be captured into a graph. key_dim
+/// is up to 512; any strides. State rows (key_dim or value_dim, whichever is last) that are contiguous, a multiple of
+/// four long and aligned move in vectors, others element by element. state_slots are device memory, read by the kernel
+/// and not checked. Of log-decays only those <= 0 are legal; -infinity resets the state. o may not share memory with
+/// q, k or v.
 ///
 /// The same arguments give the same bits on every run.
 template <Element T, DecayKind D, RuleKind R, AttentionForm F>

@@ -32,7 +32,7 @@ struct StepCall {
   float scale = 1;
 };
 
-/// Of a state: as many threads as a block may have with registers enough for each.
+/// Keys of a state: the threads of a block that may have 128 registers each.
 inline constexpr int most_step_keys = 512;
 
 /// Calls combine(x, other lane's x) until every lane has what all 32 give together, the same bits in each.
@@ -106,11 +106,16 @@ class BlockSum {
   int warp_, lane_, turn_ = 0;
 };
 
+/// Registers of a thread. Loads are in flight for as many warps as there are registers for: on an H100 a hundred and
+/// more cost up to 15% of the bandwidth, and the spills that 64 force, up to 25% for the delta rule.
+template <bool Fours>
+inline constexpr int step_registers = Fours ? 72 : 128;
+
 /// Blocks of one warp for each 32 keys, in x: value tiles of a state side by side, then state heads, then sequences.
 template <class T, bool Decays, RuleKind R, AttentionForm F, bool Fours>
-__global__ void __launch_bounds__(most_step_keys) step_kernel(const __grid_constant__ StepCall<T, F> call) {
+__global__ void __maxnreg__(step_registers<Fours>) step_kernel(const __grid_constant__ StepCall<T, F> call) {
   using Tile = StepTile<F::state_layout == StateLayout::key_major, Fours>;
-  extern __shared__ float memory[];
+  extern __shared__ float step_sums[];
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, first_key = step_tile * warp;
   const unsigned head_of_all = blockIdx.x / unsigned(call.value_tiles);
   const int first_value = step_tile * int(blockIdx.x % unsigned(call.value_tiles));
@@ -133,7 +138,7 @@ __global__ void __launch_bounds__(most_step_keys) step_kernel(const __grid_const
   float written =
       value < call.value_dim ? static_cast<float>(call.v(sequence, head / call.heads.states_per_value, value)) : 0.f;
 
-  BlockSum block_sum(memory, warp, lane);
+  BlockSum block_sum(step_sums, warp, lane);
   float own_keys[Tile::keys];
   if constexpr (Decays) {
     Tile::take_keys(own_keys, key < call.key_dim ? decay_of(call, sequence, head, key) : 1.f, lane);

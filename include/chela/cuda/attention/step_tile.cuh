@@ -1,6 +1,6 @@
 #pragma once
-// A state in the registers of one block, for a step of one token. A warp has a tile of 32 keys and 32 values; the warps of
-// a block share its 32 values and have all keys between them. In memory a tile is 32 rows of 32 contiguous elements:
+// A state in the registers of one block, for a step of one token. A warp has a tile of 32 keys and 32 values; the warps
+// of a block share its 32 values and have all keys between them. In memory a tile is 32 rows of 32 contiguous elements:
 //
 //   key-major     a row is a key      a lane has 8 keys    (4 i + lane / 8) and 4 values, side by side
 //   value-major   a row is a value    a lane has 8 values  (4 i + lane / 8) and 4 keys, side by side
@@ -35,8 +35,8 @@ __device__ void store_four(S* to, float4 x) {
     *reinterpret_cast<uint2*>(to) = {arch::pack<S>(x.x, x.y), arch::pack<S>(x.z, x.w)};
 }
 
-/// Sums of x[d] over the N lanes `Apart` from one to the next, each left with the one whose d is its own place among them.
-/// In one order, whatever the lane.
+/// Sums of x[d] over the N lanes `Apart` from one to the next, each left with the one whose d is its own place among
+/// them. In one order, whatever the lane.
 template <int N, int Apart>
 __device__ float sum_over_lanes(float (&x)[N], int lane) {
 #pragma unroll
@@ -80,6 +80,7 @@ struct StepTile {
 
   template <class S>
   __device__ void store(TensorView<S, 2> to, int first_key, int first_value, int lane) {
+    to.data = arch::made_anew(to.data);
     for_each_four<S>(to, first_key, first_value, lane, [&](int i, S* at, Index next, int inside) {
       if constexpr (Fours) {
         if (inside > 0) store_four(at, {element(i, 0), element(i, 1), element(i, 2), element(i, 3)});
