@@ -16,12 +16,11 @@ struct RowFactors {
   bool by_element = false;
 };
 
-/// Up to `capacity` matrices to pack or to fetch, one register at a time: the computing loop calls it as often as it can,
-/// `finish` does what is left.
+/// Up to `capacity` matrices to pack or to fetch, a register at a time: the computing loop calls it, `finish` does what is left.
 template <class S>
 class PackAhead {
  public:
-  static constexpr int capacity = 5;
+  static constexpr int capacity = 8;
 
   /// Queues `source` [rows, count], to be packed into panels with zeros behind its columns, up to `columns` of them. `later` are the
   /// rows of the tile after that. What is not whole registers of the accumulator type is packed at once.
@@ -48,26 +47,19 @@ class PackAhead {
       queue({reinterpret_cast<const S*>(rows.data), stride / unit, rows.extents[0], width / unit, 0, nullptr, {}, {}});
   }
 
-  /// Packs or fetches the next register, if any is left.
+  /// Tells in how many calls all should be done: each takes two registers if one were far too few.
+  void spread_over(Index calls) { twice_ = 4 * registers_ > 5 * calls; }
+
+  /// Packs or fetches the next registers, if any are left.
   CHELA_ALWAYS_INLINE void operator()() {
-    using namespace Eigen::internal;
     if (!source_) return;
-    __builtin_prefetch(source_ + ahead_, 0, 2);
-    if (to_) {
-      Packet x = ploadu<Packet>(source_);
-      if (factor_) x = pmul(x, by_element_ ? ploadu<Packet>(factor_) : pset1<Packet>(*factor_));
-      if (by_element_) factor_ += lanes;
-      pstoreu(to_, x);
-      to_ += lanes;
-      if (to_ == panel_end_) next_panel();
-    }
-    source_ += lanes;
-    if (source_ == row_end_) next_row();
+    take_register();
+    if (twice_ && source_) take_register();
   }
 
   void finish() {
-    while (source_) (*this)();
-    part_ = count_ = 0;
+    while (source_) take_register();
+    part_ = count_ = registers_ = 0;
   }
 
  private:
@@ -83,9 +75,25 @@ class PackAhead {
     RowFactors<S> factors;
   };
 
+  CHELA_ALWAYS_INLINE void take_register() {
+    using namespace Eigen::internal;
+    __builtin_prefetch(source_ + ahead_, 0, 2);
+    if (to_) {
+      Packet x = ploadu<Packet>(source_);
+      if (factor_) x = pmul(x, by_element_ ? ploadu<Packet>(factor_) : pset1<Packet>(*factor_));
+      if (by_element_) factor_ += lanes;
+      pstoreu(to_, x);
+      to_ += lanes;
+      if (to_ == panel_end_) next_panel();
+    }
+    source_ += lanes;
+    if (source_ == row_end_) next_row();
+  }
+
   void queue(const Part& part) {
     if (part.rows == 0 || part.width == 0 || count_ == capacity) return;
     parts_[count_++] = part;
+    registers_ += part.rows * (part.width / lanes);
     if (count_ == 1) begin_part();
   }
   void begin_part() {
@@ -127,6 +135,8 @@ class PackAhead {
 
   Part parts_[capacity];
   int count_ = 0, part_ = 0;
+  Index registers_ = 0;
+  bool twice_ = false;
   // Where packing has come to; `source_` is null when all is done.
   const S *source_ = nullptr, *row_end_ = nullptr, *factor_ = nullptr;
   S *to_ = nullptr, *panel_end_ = nullptr, *packed_row_ = nullptr;
