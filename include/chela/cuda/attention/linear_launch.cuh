@@ -193,7 +193,7 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
       sums.pass.stages =
           std::min(most_stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / Tiles::stage);
-      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups>,
+      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups, false>,
                             dim3(unsigned(tiles * plan.shape.state_heads()), unsigned(pass.segments - 1)),
                             128 * ValueGroups, Tiles::bytes(sums.pass.stages), stream, sums);
           !s.ok())
