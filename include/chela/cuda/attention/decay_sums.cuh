@@ -12,24 +12,31 @@
 
 namespace chela::cuda::detail {
 
-/// Tokens of a window. Its two states cost 4% of the traffic of 64-wide heads of 16-bit elements, and 2048 tokens'
-/// roundings would come near 1% of the gradient.
-inline constexpr int window_len = 16 * chunk_len;
+/// Tokens of a window. Long ones take 4% of the traffic of 16-bit elements. A sum over all tokens, the gradient of a
+/// log-decay per head, is less tolerant of what is gathered in a window: its terms have signs, the gathered roundings
+/// keep theirs.
+inline constexpr int long_window = 16 * chunk_len, short_window = 2 * chunk_len;
 
 /// The place among all windows of the one that begins at this token of a sequence, not its first: sequences lie one
 /// behind the other, and of the windows of one, at most as many begin inside it.
-__device__ inline Index inner_window(const SequenceBatch& sequences, Index batch, Index first_token, int token) {
-  return (batch * sequences.tokens + first_token) / window_len + token / window_len - 1;
+__device__ inline Index inner_window(const SequenceBatch& sequences, int window, Index batch, Index first_token,
+                                     int token) {
+  return (batch * sequences.tokens + first_token) / window + token / window - 1;
 }
 /// Inner windows of all sequences, or more.
-CHELA_HOST_DEVICE constexpr Index most_inner_windows(const SequenceBatch& sequences) {
-  return sequences.batch * sequences.tokens / window_len;
+CHELA_HOST_DEVICE constexpr Index most_inner_windows(const SequenceBatch& sequences, int window) {
+  return sequences.batch * sequences.tokens / window;
+}
+/// The place among all anchors of a window's: first those of the sequences' first windows, then those of inner ones.
+__device__ inline Index anchor_place(const SequenceBatch& sequences, int window, Index sequence, Index batch,
+                                     Index first_token, int token) {
+  return token == 0 ? sequence : sequences.size() + inner_window(sequences, window, batch, first_token, token);
 }
 
 /// A warp's part of a kept state, 16 value columns: lane l has 4 registers in a row, then the next lane.
 template <int Registers>
 __device__ float4* kept_state(const LinearPass& pass, const Place& place, int token, int row, int lane) {
-  const Index window = inner_window(pass.sequences, place.batch, place.first_token, token);
+  const Index window = inner_window(pass.sequences, pass.sums.window, place.batch, place.first_token, token);
   const Index heads = pass.heads.outputs / pass.heads.outputs_per_state / pass.heads.states_per_given;
   const Index part = (window * heads + place.given_head) * (pass.value_dim / 16) + row / 16;
   return reinterpret_cast<float4*>(pass.sums.kept_states) + part * (8 * Registers) + lane;
@@ -39,7 +46,7 @@ __device__ float4* kept_state(const LinearPass& pass, const Place& place, int to
 template <int Registers>
 __device__ void keep_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int token,
                            int row, int lane) {
-  if (token == 0 || token % window_len != 0 || !writes_states(pass, place) || row >= pass.value_dim) return;
+  if (token == 0 || token % pass.sums.window != 0 || !writes_states(pass, place) || row >= pass.value_dim) return;
   float4* const to = kept_state<Registers>(pass, place, token, row, lane);
 #pragma unroll
   for (int i = 0; i < Registers / 4; ++i)
@@ -50,7 +57,7 @@ __device__ void keep_state(const float (&state_t)[Registers], const LinearPass& 
 template <int Registers>
 __device__ void store_anchor(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int token,
                              int row, int lane) {
-  if (token % window_len != 0 || row - lane / 4 >= pass.value_dim) return;
+  if (token % pass.sums.window != 0 || row - lane / 4 >= pass.value_dim) return;
   float sum = 0;
   if (token > 0) {
     const float4* const from = kept_state<Registers>(pass, place, token, row, lane);
@@ -66,9 +73,8 @@ __device__ void store_anchor(const float (&state_t)[Registers], const LinearPass
   }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  const Index window = token > 0 ? pass.sequences.size() +
-                                       inner_window(pass.sequences, place.batch, place.first_token, token)
-                                 : place.sequence;
+  const Index window =
+      anchor_place(pass.sequences, pass.sums.window, place.sequence, place.batch, place.first_token, token);
   if (lane == 0)
     pass.sums.anchors[(window * pass.heads.outputs + place.head) * (pass.value_dim / 16) + row / 16] = sum;
 }

@@ -32,19 +32,18 @@ class GradientWalks {
     const LinearAttentionShape& s = plan_.shape;
     GradientWalk<T> walk{args_.grad_o, args_.v, args_.k, args_.q, target(buffers_.q, args_.grad_q),
                          pass(s.value_dim, s.key_dim, plan_.queries)};
-    const int per_state = int(s.output_heads() / s.state_heads());
-    walk.pass.heads = {.outputs = int(s.output_heads()),
-                       .outputs_per_query = 1,
-                       .outputs_per_state = per_state,
-                       .states_per_key = int(s.state_heads() / s.value_heads),
-                       .states_per_value = int(s.state_heads() / s.key_heads),
-                       .outputs_per_primal = outputs_per(s.query_heads)};
+    HeadSharing& heads = walk.pass.heads;
+    heads.outputs_per_state = outputs_per(s.state_heads());
+    heads.states_per_key = int(s.state_heads() / s.value_heads);
+    heads.states_per_value = int(s.state_heads() / s.key_heads);
+    heads.outputs_per_primal = outputs_per(s.query_heads);
     walk.pass.initial_state = transposed(key_major<F>(args_.initial_state), 2, 3);
     if (plan_.staged_queries) {
       walk.pass.segment_states = transposed(buffers_.query_segments, 3, 4);
       walk.pass.segment_ages = buffers_.query_ages;
     }
     walk.pass.sums.rows = buffers_.query_rows, walk.pass.sums.kept_states = buffers_.kept_states;
+    walk.pass.sums.window = plan_.window;
     return walk;
   }
   GradientWalk<T> keys() const {
@@ -55,7 +54,7 @@ class GradientWalks {
     walk.pass.initial_state = transposed(key_major<F>(args_.grad_final_state), 2, 3);
     if (plan_.staged_back) walk.pass.segment_states = transposed(buffers_.back_segments, 3, 4);
     walk.pass.sums.rows = buffers_.key_rows, walk.pass.sums.kept_states = buffers_.kept_states;
-    walk.pass.sums.anchors = buffers_.anchors;
+    walk.pass.sums.anchors = buffers_.anchors, walk.pass.sums.window = plan_.window;
     walk.pass.sums.first_states = transposed(key_major<F>(args_.initial_state), 2, 3);
     return walk;
   }
@@ -79,6 +78,7 @@ class GradientWalks {
   LinearPass pass(Index key_dim, Index value_dim, const LinearSchedule& schedule) const {
     LinearPass pass;
     pass.sequences = sequences_of(args_);
+    pass.heads.outputs = int(plan_.shape.output_heads());
     pass.key_dim = int(key_dim), pass.value_dim = int(value_dim);
     pass.segments = schedule.segments, pass.stages = schedule.stages;
     pass.scale = scale_;
@@ -90,11 +90,9 @@ class GradientWalks {
   LinearPass pass_back(Index key_dim, Index value_dim, Index query_heads, int per_key, int per_value) const {
     const LinearAttentionShape& s = plan_.shape;
     LinearPass back = pass(key_dim, value_dim, plan_.back);
-    back.heads = {.outputs = int(s.output_heads()),
-                  .outputs_per_query = outputs_per(query_heads),
-                  .states_per_key = per_key,
-                  .states_per_value = per_value,
-                  .states_per_given = outputs_per(s.state_heads())};
+    back.heads.outputs_per_query = outputs_per(query_heads);
+    back.heads.states_per_key = per_key, back.heads.states_per_value = per_value;
+    back.heads.states_per_given = outputs_per(s.state_heads());
     back.initial_factor = 1 / scale_;
     back.segment_ages = buffers_.back_ages;
     return back;
@@ -149,7 +147,7 @@ Status launch_walks(const GradientPlan& plan, int value_tile, cudaStream_t strea
   static_assert(sizeof...(second) <= 1);
   value_tile = std::min(value_tile, first.pass.value_dim);
   return for_warpgroup_sizes(first.pass.key_dim, value_tile, [&]<int KeyDim, int ValueGroups>() {
-    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::own_apart>;
+    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
     constexpr int static_bytes = int(sizeof(WarpgroupBarriers) + sizeof(Place));
     const int bytes = Tiles::bytes(first.pass.stages);
     if (bytes + static_bytes > plan.device.shared_bytes)
@@ -218,29 +216,27 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
   }
   if constexpr (D != DecayKind::none) {
     if (!plan.wants_decay) return {};
-    DecayGradient gradient{.sequences = sequences_of(args),
-                           .heads = int(s.output_heads()),
-                           .state_heads = int(s.state_heads()),
-                           .row_parts = int(buffers.row_parts(plan)),
-                           .anchor_parts = int(s.key_dim) / 16,
-                           .query_rows = buffers.query_rows,
-                           .key_rows = buffers.key_rows,
-                           .anchors = buffers.anchors,
-                           .scale = attention_scale(args.scale, s),
-                           .log_decay = slice_axis<3>(spread_log_decay(args.log_decay, s), 0),
-                           .totals = buffers.totals};
+    DecayGradient gradient;
+    gradient.sequences = sequences_of(args);
+    gradient.heads = int(s.output_heads()), gradient.state_heads = int(s.state_heads());
+    gradient.row_parts = int(buffers.row_parts(plan)), gradient.anchor_parts = int(s.key_dim) / 16;
+    gradient.query_rows = buffers.query_rows, gradient.key_rows = buffers.key_rows;
+    gradient.anchors = buffers.anchors, gradient.totals = buffers.totals;
+    gradient.window = plan.window, gradient.ends_at_zero = !args.grad_final_state.present();
+    gradient.scale = attention_scale(args.scale, s);
+    gradient.log_decay = slice_axis<3>(spread_log_decay(args.log_decay, s), 0);
     if constexpr (D == DecayKind::per_token)
       gradient.per_token = args.grad_log_decay;
     else
       gradient.per_head = args.grad_log_decay;
-    const Index blocks = most_windows(gradient.sequences) * s.state_heads();
+    const Index blocks = most_windows(gradient.sequences, plan.window) * s.state_heads();
     if (blocks > 0)
-      if (Status status = launch(decay_gradient<>, dim3(unsigned(blocks)), decay_gradient_threads, 0, stream, gradient);
+      if (Status status = launch(decay_gradient<>, dim3(unsigned(blocks)), plan.window / tokens_per_thread, 0, stream,
+                                 gradient);
           !status.ok())
         return status;
     if (D == DecayKind::per_head)
-      return launch(sum_decay_gradients<>, dim3(unsigned(s.state_heads())), decay_gradient_threads, 0, stream,
-                    gradient);
+      return launch(sum_decay_gradients<>, dim3(unsigned(s.state_heads())), threads, 0, stream, gradient);
   }
   return {};
 }

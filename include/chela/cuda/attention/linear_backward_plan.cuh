@@ -32,6 +32,7 @@ struct GradientPlan {
   Device device;
   Instructions instructions = Instructions::warp;
   bool wants_decay = false;  ///< the log-decays' gradient
+  int window = 0;            ///< tokens from one anchor of it to the next
   bool in_time = false;      ///< whether dq is walked; the log-decays' gradient needs it, and dk, too
   bool keys = false, values = false;          ///< whether dk and dv are; dv also leads to the initial state's
   LinearSchedule queries, back;               ///< of dq; of dk and dv
@@ -44,6 +45,7 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
   const LinearAttentionShape s = plan.shape = linear_attention_shape(args.q, args.k, args.v);
   plan.sequences = sequences_of(args).size();
   plan.wants_decay = args.grad_log_decay.present();
+  plan.window = D == DecayKind::per_head ? short_window : long_window;
   plan.in_time = args.grad_q.present() || plan.wants_decay;
   plan.keys = args.grad_k.present() || plan.wants_decay;
   plan.values = args.grad_v.present() || args.grad_initial_state.present();
@@ -133,9 +135,9 @@ struct GradientBuffers {
     if (plan.wants_decay) {
       const Index rows = row_parts(plan) * s.batch * s.tokens * heads;
       query_rows = pieces.take<float>(rows), key_rows = pieces.take<float>(rows);
-      kept_states = pieces.take<float>(most_inner_windows(sequences) * s.state_heads() * s.key_dim * padded_dim(plan));
-      anchors = pieces.take<float>(most_windows(sequences) * heads * (s.key_dim / 16));
-      if (D == DecayKind::per_head) totals = pieces.take<double>(most_windows(sequences) * s.state_heads());
+      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim * padded_dim(plan));
+      anchors = pieces.take<float>(most_windows(sequences, plan.window) * heads * (s.key_dim / 16));
+      if (D == DecayKind::per_head) totals = pieces.take<double>(most_windows(sequences, plan.window) * s.state_heads());
     }
     bytes = pieces.bytes();
   }

@@ -23,6 +23,7 @@ struct DecaySums {
   float* rows = nullptr;         ///< [part of the columns, batch, head, token]
   float* kept_states = nullptr;  ///< [window, state head, 16 columns, fragment]: states at the windows' beginnings
   float* anchors = nullptr;      ///< [window, head, 16 columns]
+  int window = 0;                ///< tokens of a window
   TensorView<const float, 4> first_states = {};  ///< [sequence, state head, key, value] of the pass back in time
 };
 

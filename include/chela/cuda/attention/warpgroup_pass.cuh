@@ -36,6 +36,7 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 
   RingPosition at, buffer, gated;
   const int count = place.end_chunk - place.first_chunk;
+  const bool own_apart = W::may_sum && args.pass.sums.rows;
   for (int step = 0; step < count; ++step) {
     float weights[32] = {};
     int reach[2] = {row, row + 8};  // how many other tokens a query sees
@@ -45,7 +46,7 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     }
     if constexpr (D::decays) {
       const ChunkGates gates = gates_ahead.take();
-      if (warp == 1) {  // the buffer's last chunk is four back, and released
+      if (warp == (W::reversed ? 2 : 1)) {  // one with less to do; the buffer's last chunk is four back, and released
         tiles.gates(gated.place).write(gates, lane, W::reversed);
         arch::arrive(arch::shared_address(&barriers.gated[gated.place]));
         gated.advance(gate_buffers);
@@ -100,11 +101,19 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       bool seen = unsigned(apart) <= unsigned(reach[i % 4 / 2]);
       if constexpr (!D::decays && !W::reversed) seen = key <= query;
       if constexpr (D::decays) scores[i] *= weights[i];
-      if constexpr (W::own_apart) {
-        if (apart == 0) arch::store_shared_float(tiles.own_scores(buffer.place) + 4u * unsigned(query), scores[i]);
-        seen = seen && apart > 0;
-      }
       scores[i] = seen ? scores[i] : 0.f;
+    }
+    if constexpr (W::may_sum) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (!own_apart || j / 2 != warp) continue;
+#pragma unroll
+        for (int i = 2 * (j % 2); i < 2 * (j % 2) + 2; ++i) {  // of rows 8 j + lane / 4, columns 8 j + 2 (lane % 4) + i % 2
+          if (lane / 4 != 2 * (lane % 4) + i % 2) continue;
+          arch::store_shared_float(tiles.own_scores(buffer.place) + 4u * unsigned(8 * j + lane / 4), scores[4 * j + i]);
+          scores[4 * j + i] = 0;
+        }
+      }
     }
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
@@ -122,9 +131,9 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 }
 
 /// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by
-/// the copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in
-/// turn: the barrier that hands over one also says that the other has been read. between() is called by the threads that
-/// are past that barrier.
+/// the copy engine, or row by row where the chunk is shared with the next sequence. There are several staging tiles in
+/// turn: the barrier that hands over one also says that the others have been read. between() is called by the threads
+/// that are past that barrier.
 template <class T, class F>
 __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
                              const Place& place, int chunk, bool shared, int group, int thread, F between) {
@@ -166,8 +175,8 @@ __device__ void enter_queries(float (&sum_t)[32], const float (&seen_t)[32], con
   }
 }
 
-/// Ends O^T of a warpgroup whose tokens' own terms were kept apart: adds these, and with `primal`, the tile of what O is
-/// the gradient of, leaves the sums over this warp's columns of their products before that.
+/// Ends O^T of a warpgroup whose tokens' own terms were kept apart: leaves the sums over this warp's columns of products
+/// with `primal`, the tile of what O is the gradient of, then adds them.
 template <class T, class Tiles>
 __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uint32_t values, std::uint32_t primal,
                              int group, int buffer, int warp, int lane) {
@@ -177,9 +186,9 @@ __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uin
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const unsigned at = unsigned(arch::swizzled<chunk_len>(16 * i + row, unit));
-    std::uint32_t v[4], x[4] = {};
+    std::uint32_t v[4], x[4];
+    arch::load_matrices_transposed(x, primal + at);
     arch::load_matrices_transposed(v, values + at);
-    if (primal) arch::load_matrices_transposed(x, primal + at);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int j = 2 * i + half;
@@ -192,7 +201,6 @@ __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uin
       o[2] = fmaf(own.x, v1.x, o[2]), o[3] = fmaf(own.y, v1.y, o[3]);
     }
   }
-  if (!primal) return;
   const float2 sum = sum_over_rows(sums, lane);
   arch::store_shared_float2(tiles.row_sums(group, buffer, warp) + 8u * unsigned(lane), sum.x, sum.y);
 }
@@ -219,22 +227,22 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 
   const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
-  [[maybe_unused]] const bool sums_rows = pass.sums.rows;
-  [[maybe_unused]] const auto load_primal = [&](int step, int buffer) {
+  const bool sums_rows = W::may_sum && pass.sums.rows;
+  [[maybe_unused]] const auto load_primal = [&](int step, int place_of_ring) {
     if (step >= count) return;
-    const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][buffer]);
+    const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][place_of_ring]);
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
     arch::arrive_expecting(loaded, Tiles::panel);
-    arch::load_tensor(tiles.output(group, buffer), &args.primal, loaded, 0, place.first_token + chunk * chunk_len,
+    arch::load_tensor(tiles.output(group, place_of_ring), &args.primal, loaded, 0, place.first_token + chunk * chunk_len,
                       place.value_begin / 64 + group, place.head / pass.heads.outputs_per_primal, place.batch);
   };
-  if constexpr (W::own_apart) {
-    if (thread == 0 && sums_rows) load_primal(0, 0), load_primal(1, 1);
+  if constexpr (W::may_sum) {
+    if (thread == 0 && sums_rows) load_primal(0, 0), load_primal(1, 1), load_primal(2, 2);
   }
-  RingPosition at, buffer, gated;
+  RingPosition at, buffer, gated, staged;
   for (int step = 0; step < count; ++step) {
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
-    if constexpr (W::own_apart && !W::reversed) {
+    if constexpr (W::may_sum && !W::reversed) {
       if (sums_rows) keep_state(state_t, pass, place, chunk * chunk_len, value, lane);
     }
     const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
@@ -295,25 +303,27 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 #pragma unroll
       for (int i = 0; i < 4; ++i) arch::keep(values_t[i]);
     }
-    round_state();
+    if (!sums_rows) round_state();  // or later, when there are registers again
     arch::wait_products<0>();
     arch::pin(output_t);
     if constexpr (two_sums) {
       arch::pin(seen_t);
       enter_queries<true>(output_t, seen_t, gates, lane);
     }
-    const std::uint32_t staged = tiles.output(group, buffer.place);
-    if constexpr (W::own_apart) {
-      // What the output is the gradient of lies where the output will: each warp overwrites what only it has read.
-      if (sums_rows) arch::wait_barrier(arch::shared_address(&barriers.primal[group][buffer.place]), buffer.parity);
-      end_gradient<T>(output_t, tiles, v, sums_rows ? staged : 0u, group, buffer.place, warp, lane);
-      __syncwarp();
+    const std::uint32_t output = tiles.output(group, staged.place);
+    if constexpr (W::may_sum) {
+      if (sums_rows) {  // what the output is the gradient of lies where the output will: a warp overwrites what only it reads
+        arch::wait_barrier(arch::shared_address(&barriers.primal[group][staged.place]), staged.parity);
+        end_gradient<T>(output_t, tiles, v, output, group, buffer.place, warp, lane);
+        round_state();
+        __syncwarp();
+      }
     }
     arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
-    store_output(args, output_t, staged, place, chunk, chunk == shared, group, thread, [&] {
-      if constexpr (W::own_apart) {
+    store_output(args, output_t, output, place, chunk, chunk == shared, group, thread, [&] {
+      if constexpr (W::may_sum) {
         if (!sums_rows) return;
-        if (thread == 0 && step > 0) load_primal(step + 1, buffer.place ^ 1);
+        if (thread == 0 && step > 0) load_primal(step + 2, staged.place == 0 ? 2 : staged.place - 1);
         if (thread < chunk_len && chunk * chunk_len + thread < place.tokens) {
           float sum = 0;
 #pragma unroll
@@ -323,7 +333,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
         }
       }
     });
-    if constexpr (W::own_apart && W::reversed) {
+    if constexpr (W::may_sum && W::reversed) {
       if (pass.sums.anchors) store_anchor(state_t, pass, place, chunk * chunk_len, value, lane);
     }
     if constexpr (!W::reversed) {
@@ -332,6 +342,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     at.advance(tiles.stages);
     buffer.advance(2);
     gated.advance(gate_buffers);
+    staged.advance(Tiles::staging);
   }
   store_last_state(state_t, pass, place, value, lane);
   if (thread == 0) arch::wait_stores();
@@ -341,7 +352,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 template <class T, class D, class W, int KeyDim, int ValueGroups>
 __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, WarpgroupBarriers& barriers, Place& place,
                                unsigned block) {
-  using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::own_apart>;
+  using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
   const Tiles tiles(memory, args.pass.stages);
   if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
   init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);

@@ -28,7 +28,7 @@ struct WarpgroupBarriers {
   std::uint64_t released[most_stages];
   std::uint64_t scored[2];
   std::uint64_t gated[gate_buffers];
-  std::uint64_t primal[2][2];  ///< [warpgroup with a state, buffer]
+  std::uint64_t primal[2][3];  ///< [warpgroup with a state, staging tile]
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
@@ -41,16 +41,16 @@ struct RingPosition {
   }
 };
 
-/// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. What a token
-/// does to itself can be kept apart from the products, for DecaySums.
-template <bool Reversed, bool OwnApart>
+/// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. A pass that may
+/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself.
+template <bool Reversed, bool MaySum>
 struct Walk {
-  static constexpr bool reversed = Reversed, own_apart = OwnApart;
+  static constexpr bool reversed = Reversed, may_sum = MaySum;
 };
 using InTime = Walk<false, false>;
 
 /// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
-template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool OwnApart = false>
+template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool MaySum = false>
 struct WarpgroupTiles {
   static constexpr int panel = chunk_len * 128;
   static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
@@ -58,11 +58,12 @@ struct WarpgroupTiles {
   static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
   static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + gate_buffers * SharedGates::bytes : 0;
   static constexpr int column_bytes = chunk_len * int(sizeof(float));
-  static constexpr int own_bytes = OwnApart ? 2 * (1 + 4 * ValueGroups) * column_bytes : 0;
+  static constexpr int own_bytes = MaySum ? 2 * (1 + 4 * ValueGroups) * column_bytes : 0;
+  static constexpr int staging = !Outputs ? 0 : MaySum ? 3 : 2;  ///< tiles of outputs on their way, per warpgroup
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
-    return 1024 + stages * stage + (Outputs ? 2 * panel + 2 * value_tile : 0) + gate_bytes + own_bytes;
+    return 1024 + stages * stage + (Outputs ? 2 * panel : 0) + staging * value_tile + gate_bytes + own_bytes;
   }
 
   std::uint32_t base;
@@ -76,9 +77,9 @@ struct WarpgroupTiles {
     return keys(place) + unsigned(key_tile + group * panel);
   }
   __device__ std::uint32_t scores(int buffer) const { return base + unsigned(stages * stage + buffer * panel); }
-  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + 2 * group + buffer); }
+  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + staging * group + buffer); }
   __device__ std::uint32_t gate_ring(int warp) const {
-    return scores(Outputs ? 2 + 2 * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
+    return scores(Outputs ? 2 + staging * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
   }
   __device__ SharedGates gates(int buffer) const {
     return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
@@ -141,7 +142,7 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
     for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
     for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
     for (int i = 0; i < gate_buffers; ++i) arch::init_barrier(arch::shared_address(&barriers.gated[i]), 32);
-    for (int i = 0; i < 4; ++i) arch::init_barrier(arch::shared_address(&barriers.primal[i / 2][i % 2]), 1);
+    for (int i = 0; i < 6; ++i) arch::init_barrier(arch::shared_address(&barriers.primal[i / 3][i % 3]), 1);
     arch::fence_barriers();
   }
   __syncthreads();
