@@ -12,7 +12,7 @@
 
 namespace chela::cuda::detail {
 
-/// Tokens of a window. Long ones take 4% of the traffic of 16-bit elements. A sum over all tokens, the gradient of a
+/// Tokens of a window, a power of two. Long ones take 4% of the traffic of 16-bit elements. A sum over all tokens, the gradient of a
 /// log-decay per head, is less tolerant of what is gathered in a window: its terms have signs, the gathered roundings
 /// keep theirs.
 inline constexpr int long_window = 16 * chunk_len, short_window = 2 * chunk_len;
@@ -46,7 +46,7 @@ __device__ float4* kept_state(const LinearPass& pass, const Place& place, int to
 template <int Registers>
 __device__ void keep_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int token,
                            int row, int lane) {
-  if (token == 0 || token % pass.sums.window != 0 || !writes_states(pass, place) || row >= pass.value_dim) return;
+  if (token == 0 || (token & (pass.sums.window - 1)) != 0 || !writes_states(pass, place) || row >= pass.value_dim) return;
   float4* const to = kept_state<Registers>(pass, place, token, row, lane);
 #pragma unroll
   for (int i = 0; i < Registers / 4; ++i)
@@ -57,7 +57,7 @@ __device__ void keep_state(const float (&state_t)[Registers], const LinearPass& 
 template <int Registers>
 __device__ void store_anchor(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int token,
                              int row, int lane) {
-  if (token % pass.sums.window != 0 || row - lane / 4 >= pass.value_dim) return;
+  if ((token & (pass.sums.window - 1)) != 0 || row - lane / 4 >= pass.value_dim) return;
   float sum = 0;
   if (token > 0) {
     const float4* const from = kept_state<Registers>(pass, place, token, row, lane);

@@ -41,10 +41,12 @@ Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& 
   const detail::GradientBuffers<T> buffers(args, plan, workspace.data);
   if (Status s = check_workspace(workspace, buffers.bytes); !s.ok()) return s;
   if (plan.sequences == 0) return detail::launch_sums(args, plan, buffers, stream);
-  if (plan.instructions != Instructions::warpgroup)
-    return {Code::unsupported, "the GPU's gradients need key_dim and value_dim 64 or 128 and compute capability 9.0"};
   const detail::GradientWalks walks(args, plan, buffers);
-  if (Status s = detail::launch_warpgroup_gradients(plan, walks, stream); !s.ok()) return s;
+  if (Status s = plan.instructions == Instructions::warpgroup
+                     ? detail::launch_warpgroup_gradients(plan, walks, stream)
+                     : detail::launch_warp_gradients<P>(plan, walks, stream);
+      !s.ok())
+    return s;
   return detail::launch_sums(args, plan, buffers, stream);
 }
 

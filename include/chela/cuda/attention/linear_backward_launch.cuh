@@ -192,6 +192,23 @@ Status launch_warpgroup_gradients(const GradientPlan& plan, const GradientWalks<
   return plan.values ? launch_walks<T, D, Back>(plan, value_tile, stream, values) : Status{};
 }
 
+template <LinearPolicy P, class T, DecayKind DK, class F>
+Status launch_warp_gradients(const GradientPlan& plan, const GradientWalks<T, DK, F>& walks, cudaStream_t stream) {
+  using D = DecayOf<DK>;
+  using Back = Walk<true, D::decays>;
+  const auto run = [&]<class W>(const GradientWalk<T>& walk, W) {
+    return launch_warp_pass<P, T, D, W>({walk.q, walk.k, walk.v, walk.o, walk.pass, walk.primal},
+                                        plan.sequences * plan.shape.output_heads(), plan.device, stream);
+  };
+  if (plan.in_time)
+    if (Status s = run(walks.queries(), Walk<false, D::decays>{}); !s.ok()) return s;
+  if (plan.staged_back)
+    if (Status s = launch_scan<D>(walks.values().pass, stream); !s.ok()) return s;
+  if (plan.keys)
+    if (Status s = run(walks.keys(), Back{}); !s.ok()) return s;
+  return plan.values ? run(walks.values(), Back{}) : Status{};
+}
+
 /// What remains when the walks are done: sums over heads that share, and the log-decays' gradient.
 template <class T, DecayKind D, class F>
 Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F>& args, const GradientPlan& plan,

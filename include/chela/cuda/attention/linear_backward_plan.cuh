@@ -36,6 +36,8 @@ struct GradientPlan {
   bool in_time = false;      ///< whether dq is walked; the log-decays' gradient needs it, and dk, too
   bool keys = false, values = false;          ///< whether dk and dv are; dv also leads to the initial state's
   LinearSchedule queries, back;               ///< of dq; of dk and dv
+  int columns_together = 64;  ///< of q and k, whose products are summed by one block for the log-decays' gradient
+  Index kept_values = 0;      ///< values of a kept state, with padding
   bool staged_queries = false, staged_back = false;  ///< begin from states that a kernel before put into the workspace
 };
 
@@ -71,6 +73,18 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
     const int multiprocessors = plan.device.multiprocessors;
     plan.queries = tuned_warpgroup_schedule(columns_of_keys, plan.sequences, multiprocessors, policy);
     plan.back = tuned_warpgroup_schedule(s, plan.sequences, multiprocessors, policy);
+    // With so many stages two blocks of a pair fit on a multiprocessor.
+    if (policy.stages == 0 && s.key_dim == 64 && s.value_dim == 64 && 2 * plan.sequences * s.output_heads() > multiprocessors)
+      plan.back.stages = D == DecayKind::none ? 3 : 2;
+  }
+  plan.kept_values = s.value_dim;
+  if (plan.instructions == Instructions::warp) {
+    const Status status = for_warp_sizes<P, DecayOf<D>, Walk<false, D != DecayKind::none>>(
+        s.value_dim, plan.device, [&]<int KeyClass, int ValueWarps, int, int, int>() {
+          plan.kept_values = KeyClass, plan.columns_together = 16 * ValueWarps;
+          return Status{};
+        });
+    if (!status.ok()) return status;
   }
   plan.staged_queries = plan.queries.segments > 1;
   plan.staged_back = plan.back.segments > 1 ||
@@ -135,7 +149,7 @@ struct GradientBuffers {
     if (plan.wants_decay) {
       const Index rows = row_parts(plan) * s.batch * s.tokens * heads;
       query_rows = pieces.take<float>(rows), key_rows = pieces.take<float>(rows);
-      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim * padded_dim(plan));
+      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim * plan.kept_values);
       anchors = pieces.take<float>(most_windows(sequences, plan.window) * heads * (s.key_dim / 16));
       if (D == DecayKind::per_head) totals = pieces.take<double>(most_windows(sequences, plan.window) * s.state_heads());
     }
@@ -143,9 +157,7 @@ struct GradientBuffers {
   }
 
   /// Row sums come in so many parts.
-  static Index row_parts(const GradientPlan& plan) { return plan.shape.key_dim / 64; }
-  /// Values that a kept state has room for.
-  static Index padded_dim(const GradientPlan& plan) { return plan.shape.value_dim; }
+  static Index row_parts(const GradientPlan& plan) { return ceil_div(plan.shape.key_dim, Index(plan.columns_together)); }
 };
 
 }  // namespace chela::cuda::detail

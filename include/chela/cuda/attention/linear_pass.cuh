@@ -49,6 +49,14 @@ struct LinearPass {
   DecaySums sums = {};
 };
 
+/// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. A pass that may
+/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself.
+template <bool Reversed, bool MaySum>
+struct Walk {
+  static constexpr bool reversed = Reversed, may_sum = MaySum;
+};
+using InTime = Walk<false, false>;
+
 /// A block's share of the problem. Kept in shared memory: most of it is used once per chunk, and registers are scarce.
 struct Place {
   int sequence, batch, first_token, tokens;

@@ -228,6 +228,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
   const bool sums_rows = W::may_sum && pass.sums.rows;
+  [[maybe_unused]] float* const sums_to = sums_rows ? row_sums(pass, place, place.value_begin / 64 + group) : nullptr;
   [[maybe_unused]] const auto load_primal = [&](int step, int place_of_ring) {
     if (step >= count) return;
     const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][place_of_ring]);
@@ -324,12 +325,13 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       if constexpr (W::may_sum) {
         if (!sums_rows) return;
         if (thread == 0 && step > 0) load_primal(step + 2, staged.place == 0 ? 2 : staged.place - 1);
-        if (thread < chunk_len && chunk * chunk_len + thread < place.tokens) {
+        const int token = thread - chunk_len;  // by the warps that have not much else to do
+        if (token >= 0 && chunk * chunk_len + token < place.tokens) {
           float sum = 0;
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            sum += arch::load_shared_float(tiles.row_sums(group, buffer.place, i) + 4u * unsigned(thread));
-          row_sums(pass, place, place.value_begin / 64 + group)[chunk * chunk_len + thread] = sum;
+            sum += arch::load_shared_float(tiles.row_sums(group, buffer.place, i) + 4u * unsigned(token));
+          sums_to[chunk * chunk_len + token] = sum;
         }
       }
     });
@@ -348,22 +350,27 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   if (thread == 0) arch::wait_stores();
 }
 
-/// The pass of one block of 128 (1 + ValueGroups) threads, for 64 ValueGroups value columns.
-template <class T, class D, class W, int KeyDim, int ValueGroups>
+/// The pass of one block of 128 (1 + ValueGroups) threads, for 64 ValueGroups value columns. `Blocks` are to fit on a
+/// multiprocessor.
+template <class T, class D, class W, int KeyDim, int ValueGroups, int Blocks = 1>
 __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, WarpgroupBarriers& barriers, Place& place,
                                unsigned block) {
   using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
   const Tiles tiles(memory, args.pass.stages);
   if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
   init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);
-  // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
-  constexpr bool three = ValueGroups == 2, roomy = ValueGroups == 1;
+  // Three warpgroups are given 168 registers a thread at launch, four 128: more than scores need and less than a state
+  // does.
+  constexpr bool three = ValueGroups == 2, four = Blocks == 2, roomy = !three && !four;
+  static_assert(!(three && four));
   const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
   if (warpgroup == 0) {
     if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
+    if constexpr (four && D::decays) arch::give_registers<104>();
     make_scores<T, D, W, KeyDim>(args, tiles, barriers, place, thread);
   } else {
     if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
+    if constexpr (four && D::decays) arch::take_registers<152>();
     carry_state<T, D, W, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
   }
 }
@@ -386,14 +393,19 @@ template <class T>
 struct WarpgroupPair {
   WarpgroupPass<T> passes[2];
 };
+/// Blocks of a pair that are to fit on a multiprocessor: small ones, of which there are many, wait less for each other.
+template <int KeyDim, int ValueGroups>
+inline constexpr int pair_blocks = KeyDim == 64 && ValueGroups == 1 ? 2 : 1;
+
 template <class T, class D, int KeyDim, int ValueGroups, class W>
-__global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
+__global__ void __launch_bounds__(128 * (1 + ValueGroups), pair_blocks<KeyDim, ValueGroups>)
     warpgroup_pair(const __grid_constant__ WarpgroupPair<T> args) {
   if constexpr (arch::has_warpgroups) {
     extern __shared__ char memory[];
     __shared__ WarpgroupBarriers barriers;
     __shared__ Place place;
-    run_warpgroups<T, D, W, KeyDim, ValueGroups>(args.passes[blockIdx.x % 2], memory, barriers, place, blockIdx.x / 2);
+    run_warpgroups<T, D, W, KeyDim, ValueGroups, pair_blocks<KeyDim, ValueGroups>>(
+        args.passes[blockIdx.x % 2], memory, barriers, place, blockIdx.x / 2);
   }
 }
 

@@ -41,14 +41,6 @@ struct RingPosition {
   }
 };
 
-/// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. A pass that may
-/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself.
-template <bool Reversed, bool MaySum>
-struct Walk {
-  static constexpr bool reversed = Reversed, may_sum = MaySum;
-};
-using InTime = Walk<false, false>;
-
 /// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
 template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool MaySum = false>
 struct WarpgroupTiles {
