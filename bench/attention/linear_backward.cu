@@ -100,7 +100,8 @@ bool right(const Buffers<D>& b) {
     const auto some = [&](const auto& x, const Rows& rows) {
       return head_of(x, rows.view, entry, head, first, columns);
     };
-    const Tensor<double, 4> all_q = all(q, b.q), all_k = all(k, b.k), all_v = all(v, b.v), all_o = all(grad_o, b.grad_o);
+    const Tensor<double, 4> all_q = all(q, b.q), all_k = all(k, b.k), all_v = all(v, b.v),
+                            all_o = all(grad_o, b.grad_o);
     const Tensor<double, 4> some_q = some(q, b.q), some_k = some(k, b.k), some_o = some(grad_o, b.grad_o);
     if (!right(some(grad_q, b.grad_q), all_o, all_v, some_k, spread(forth, value_dim), scale, false) ||
         !right(some(grad_k, b.grad_k), all_v, all_o, some_q, spread(back, value_dim), scale, true) ||

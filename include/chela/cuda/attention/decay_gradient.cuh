@@ -61,7 +61,7 @@ template <class = void>
 __global__ void __launch_bounds__(32 * most_gradient_warps) decay_gradient(const __grid_constant__ DecayGradient args) {
   constexpr int each = tokens_per_thread;
   __shared__ ResettingSum of_warps[most_gradient_warps];
-  __shared__ double reached[long_window + 1];  // by the sum before each token, and at the end
+  __shared__ double reached[long_window + 1];                // by the sum before each token, and at the end
   __shared__ unsigned resets_of[most_gradient_warps][each];  // lane by lane
   __shared__ double begins, ends, totals[most_gradient_warps];
   const SequenceBatch& sequences = args.sequences;
@@ -148,8 +148,7 @@ __global__ void __launch_bounds__(32 * most_gradient_warps) decay_gradient(const
       run_begin = mine + i;
       for (run_end = run_begin + 1; run_end < tokens && !is_reset_at(run_end);) ++run_end;
     }
-    const double excess =
-        run_end < tokens ? reached[run_end] : end_known ? reached[tokens] - ends : 0.0;
+    const double excess = run_end < tokens ? reached[run_end] : end_known ? reached[tokens] - ends : 0.0;
     const double share = double(mine + i - run_begin) / double(run_end - run_begin);
     const float gradient = float(double(args.scale) * (prefix[i] - excess * share));
     if (args.per_token.present()) args.per_token(s.batch, token + i, state_head) = gradient;

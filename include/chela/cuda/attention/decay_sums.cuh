@@ -15,7 +15,7 @@ namespace chela::cuda::detail {
 /// Tokens of a window, a power of two. Long ones take 4% of the traffic of 16-bit elements. A sum over all tokens, the gradient of a
 /// log-decay per head, is less tolerant of what is gathered in a window: its terms have signs, the gathered roundings
 /// keep theirs.
-inline constexpr int long_window = 16 * chunk_len, short_window = 2 * chunk_len;
+inline constexpr int long_window = 16 * chunk_len, short_window = 8 * chunk_len;
 
 /// The place among all windows of the one that begins at this token of a sequence, not its first: sequences lie one
 /// behind the other, and of the windows of one, at most as many begin inside it.
@@ -46,7 +46,8 @@ __device__ float4* kept_state(const LinearPass& pass, const Place& place, int to
 template <int Registers>
 __device__ void keep_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int token,
                            int row, int lane) {
-  if (token == 0 || (token & (pass.sums.window - 1)) != 0 || !writes_states(pass, place) || row >= pass.value_dim) return;
+  if (token == 0 || (token & (pass.sums.window - 1)) != 0 || !writes_states(pass, place) || row >= pass.value_dim)
+    return;
   float4* const to = kept_state<Registers>(pass, place, token, row, lane);
 #pragma unroll
   for (int i = 0; i < Registers / 4; ++i)
@@ -75,14 +76,14 @@ __device__ void store_anchor(const float (&state_t)[Registers], const LinearPass
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   const Index window =
       anchor_place(pass.sequences, pass.sums.window, place.sequence, place.batch, place.first_token, token);
-  if (lane == 0)
-    pass.sums.anchors[(window * pass.heads.outputs + place.head) * (pass.value_dim / 16) + row / 16] = sum;
+  if (lane == 0) pass.sums.anchors[(window * pass.heads.outputs + place.head) * (pass.value_dim / 16) + row / 16] = sum;
 }
 
 /// Where the sums over one part of the columns go, of the tokens of a block's sequence.
 __device__ inline float* row_sums(const LinearPass& pass, const Place& place, int part) {
   return pass.sums.rows +
-         ((Index(part) * pass.sequences.batch + place.batch) * pass.heads.outputs + place.head) * pass.sequences.tokens +
+         ((Index(part) * pass.sequences.batch + place.batch) * pass.heads.outputs + place.head) *
+             pass.sequences.tokens +
          place.first_token;
 }
 

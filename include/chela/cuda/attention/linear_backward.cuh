@@ -26,7 +26,8 @@ std::size_t workspace_bytes(const LinearAttentionBackwardArgs<T, D, R, F>& args)
 /// and not checked.
 ///
 /// The same arguments give the same bits on every run. A decay below 2^-126 is a reset: the gradient of its logarithm is
-/// zero.
+/// zero. The gradient of a log-decay per head is a sum over all tokens, accurate relative to its terms' magnitudes: where
+/// they cancel, it is less so.
 template <LinearPolicy P = LinearPolicy{}, HalfElement T, DecayKind D, RuleKind R, AttentionForm F>
 Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, Workspace workspace,
                                  cudaStream_t stream) {
@@ -42,9 +43,8 @@ Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& 
   if (Status s = check_workspace(workspace, buffers.bytes); !s.ok()) return s;
   if (plan.sequences == 0) return detail::launch_sums(args, plan, buffers, stream);
   const detail::GradientWalks walks(args, plan, buffers);
-  if (Status s = plan.instructions == Instructions::warpgroup
-                     ? detail::launch_warpgroup_gradients(plan, walks, stream)
-                     : detail::launch_warp_gradients<P>(plan, walks, stream);
+  if (Status s = plan.instructions == Instructions::warpgroup ? detail::launch_warpgroup_gradients(plan, walks, stream)
+                                                              : detail::launch_warp_gradients<P>(plan, walks, stream);
       !s.ok())
     return s;
   return detail::launch_sums(args, plan, buffers, stream);

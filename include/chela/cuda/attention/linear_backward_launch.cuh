@@ -30,7 +30,11 @@ class GradientWalks {
 
   GradientWalk<T> queries() const {
     const LinearAttentionShape& s = plan_.shape;
-    GradientWalk<T> walk{args_.grad_o, args_.v, args_.k, args_.q, target(buffers_.q, args_.grad_q),
+    GradientWalk<T> walk{args_.grad_o,
+                         args_.v,
+                         args_.k,
+                         args_.q,
+                         target(buffers_.q, args_.grad_q),
                          pass(s.value_dim, s.key_dim, plan_.queries)};
     HeadSharing& heads = walk.pass.heads;
     heads.outputs_per_state = outputs_per(s.state_heads());
@@ -48,7 +52,11 @@ class GradientWalks {
   }
   GradientWalk<T> keys() const {
     const LinearAttentionShape& s = plan_.shape;
-    GradientWalk<T> walk{args_.v, args_.grad_o, args_.q, args_.k, target(buffers_.k, args_.grad_k),
+    GradientWalk<T> walk{args_.v,
+                         args_.grad_o,
+                         args_.q,
+                         args_.k,
+                         target(buffers_.k, args_.grad_k),
                          pass_back(s.value_dim, s.key_dim, s.value_heads, 1, outputs_per(s.query_heads))};
     walk.pass.heads.outputs_per_primal = outputs_per(s.key_heads);
     walk.pass.initial_state = transposed(key_major<F>(args_.grad_final_state), 2, 3);
@@ -60,7 +68,11 @@ class GradientWalks {
   }
   GradientWalk<T> values() const {
     const LinearAttentionShape& s = plan_.shape;
-    GradientWalk<T> walk{args_.k, args_.q, args_.grad_o, args_.v, target(buffers_.v, args_.grad_v),
+    GradientWalk<T> walk{args_.k,
+                         args_.q,
+                         args_.grad_o,
+                         args_.v,
+                         target(buffers_.v, args_.grad_v),
                          pass_back(s.key_dim, s.value_dim, s.key_heads, outputs_per(s.query_heads), 1)};
     walk.pass.initial_state = key_major<F>(args_.grad_final_state);
     walk.pass.final_state =
@@ -177,7 +189,8 @@ Status launch_warpgroup_gradients(const GradientPlan& plan, const GradientWalks<
   if (plan.in_time) {
     const GradientWalk<T> queries = walks.queries();
     if (plan.staged_queries)
-      if (Status s = launch_segment_states<T, D, false>(queries, plan, plan.queries.value_tile, stream); !s.ok()) return s;
+      if (Status s = launch_segment_states<T, D, false>(queries, plan, plan.queries.value_tile, stream); !s.ok())
+        return s;
     if (Status s = launch_walks<T, D, Forth>(plan, plan.queries.value_tile, stream, queries); !s.ok()) return s;
   }
   if (!plan.keys && !plan.values) return {};
@@ -226,8 +239,8 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
   if (Status status = sum(buffers.v, args.grad_v); !status.ok()) return status;
   if (buffers.last_states.present()) {
     const StateSums states{buffers.last_states, key_major<F>(args.grad_initial_state)};
-    if (Status status = launch(sum_states<>, dim3(unsigned(ceil_div(states.sum.size(), threads))), threads, 0, stream,
-                               states);
+    if (Status status =
+            launch(sum_states<>, dim3(unsigned(ceil_div(states.sum.size(), threads))), threads, 0, stream, states);
         !status.ok())
       return status;
   }
@@ -248,8 +261,8 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
       gradient.per_head = args.grad_log_decay;
     const Index blocks = most_windows(gradient.sequences, plan.window) * s.state_heads();
     if (blocks > 0)
-      if (Status status = launch(decay_gradient<>, dim3(unsigned(blocks)), plan.window / tokens_per_thread, 0, stream,
-                                 gradient);
+      if (Status status =
+              launch(decay_gradient<>, dim3(unsigned(blocks)), plan.window / tokens_per_thread, 0, stream, gradient);
           !status.ok())
         return status;
     if (D == DecayKind::per_head)

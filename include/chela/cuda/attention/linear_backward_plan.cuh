@@ -31,11 +31,11 @@ struct GradientPlan {
   Index sequences = 0;
   Device device;
   Instructions instructions = Instructions::warp;
-  bool wants_decay = false;  ///< the log-decays' gradient
-  int window = 0;            ///< tokens from one anchor of it to the next
-  bool in_time = false;      ///< whether dq is walked; the log-decays' gradient needs it, and dk, too
-  bool keys = false, values = false;          ///< whether dk and dv are; dv also leads to the initial state's
-  LinearSchedule queries, back;               ///< of dq; of dk and dv
+  bool wants_decay = false;           ///< the log-decays' gradient
+  int window = 0;                     ///< tokens from one anchor of it to the next
+  bool in_time = false;               ///< whether dq is walked; the log-decays' gradient needs it, and dk, too
+  bool keys = false, values = false;  ///< whether dk and dv are; dv also leads to the initial state's
+  LinearSchedule queries, back;       ///< of dq; of dk and dv
   int columns_together = 64;  ///< of q and k, whose products are summed by one block for the log-decays' gradient
   Index kept_values = 0;      ///< values of a kept state, with padding
   bool staged_queries = false, staged_back = false;  ///< begin from states that a kernel before put into the workspace
@@ -74,7 +74,8 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
     plan.queries = tuned_warpgroup_schedule(columns_of_keys, plan.sequences, multiprocessors, policy);
     plan.back = tuned_warpgroup_schedule(s, plan.sequences, multiprocessors, policy);
     // With so many stages two blocks of a pair fit on a multiprocessor.
-    if (policy.stages == 0 && s.key_dim == 64 && s.value_dim == 64 && 2 * plan.sequences * s.output_heads() > multiprocessors)
+    if (policy.stages == 0 && s.key_dim == 64 && s.value_dim == 64 &&
+        2 * plan.sequences * s.output_heads() > multiprocessors)
       plan.back.stages = D == DecayKind::none ? 3 : 2;
   }
   plan.kept_values = s.value_dim;
@@ -87,8 +88,8 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
     if (!status.ok()) return status;
   }
   plan.staged_queries = plan.queries.segments > 1;
-  plan.staged_back = plan.back.segments > 1 ||
-                     may_overlap(key_major<F>(args.grad_final_state), key_major<F>(args.grad_initial_state));
+  plan.staged_back =
+      plan.back.segments > 1 || may_overlap(key_major<F>(args.grad_final_state), key_major<F>(args.grad_initial_state));
   return {};
 }
 
@@ -113,8 +114,8 @@ class WorkspacePieces {
 /// The workspace of a call.
 template <class T>
 struct GradientBuffers {
-  TensorView<T, 4> q, k, v;            ///< gradients of output heads that share a head, to be summed; or absent
-  TensorView<float, 4> last_states;    ///< likewise of the initial state
+  TensorView<T, 4> q, k, v;          ///< gradients of output heads that share a head, to be summed; or absent
+  TensorView<float, 4> last_states;  ///< likewise of the initial state
   TensorView<float, 5> query_segments, back_segments;  ///< states at the segments' beginnings, [.., key_dim, value_dim]
   float *query_ages = nullptr, *back_ages = nullptr;
   float *query_rows = nullptr, *key_rows = nullptr, *kept_states = nullptr, *anchors = nullptr;
@@ -149,15 +150,19 @@ struct GradientBuffers {
     if (plan.wants_decay) {
       const Index rows = row_parts(plan) * s.batch * s.tokens * heads;
       query_rows = pieces.take<float>(rows), key_rows = pieces.take<float>(rows);
-      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim * plan.kept_values);
+      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim *
+                                       plan.kept_values);
       anchors = pieces.take<float>(most_windows(sequences, plan.window) * heads * (s.key_dim / 16));
-      if (D == DecayKind::per_head) totals = pieces.take<double>(most_windows(sequences, plan.window) * s.state_heads());
+      if (D == DecayKind::per_head)
+        totals = pieces.take<double>(most_windows(sequences, plan.window) * s.state_heads());
     }
     bytes = pieces.bytes();
   }
 
   /// Row sums come in so many parts.
-  static Index row_parts(const GradientPlan& plan) { return ceil_div(plan.shape.key_dim, Index(plan.columns_together)); }
+  static Index row_parts(const GradientPlan& plan) {
+    return ceil_div(plan.shape.key_dim, Index(plan.columns_together));
+  }
 };
 
 }  // namespace chela::cuda::detail

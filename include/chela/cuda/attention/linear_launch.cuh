@@ -230,16 +230,15 @@ Status for_warp_sizes(Index key_dim, const Device& device, F f) {
 /// A pass by warps, over so many output heads of all sequences.
 template <LinearPolicy P, class T, class D, class W>
 Status launch_warp_pass(WarpPass<T> args, Index heads, const Device& device, cudaStream_t stream) {
-  return for_warp_sizes<P, D, W>(
-      args.pass.key_dim, device, [&]<int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>() {
-        using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W::may_sum>;
-        if (Tiles::bytes + int(sizeof(Place)) > device.shared_bytes)
-          return Status{Code::unsupported,
-                        "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-        args.pass.value_tiles = int(ceil_div(Index(args.pass.value_dim), 16 * ValueWarps));
-        return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W>,
-                      dim3(unsigned(heads * args.pass.value_tiles)), Tiles::threads, Tiles::bytes, stream, args);
-      });
+  return for_warp_sizes<
+      P, D, W>(args.pass.key_dim, device, [&]<int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>() {
+    using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W::may_sum>;
+    if (Tiles::bytes + int(sizeof(Place)) > device.shared_bytes)
+      return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
+    args.pass.value_tiles = int(ceil_div(Index(args.pass.value_dim), 16 * ValueWarps));
+    return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W>,
+                  dim3(unsigned(heads * args.pass.value_tiles)), Tiles::threads, Tiles::bytes, stream, args);
+  });
 }
 
 template <LinearPolicy P, class T, DecayKind DK, RuleKind R, class F>

@@ -13,8 +13,8 @@ struct HeadSharing {
   int outputs_per_state = 1;
   int states_per_key = 1;
   int states_per_value = 1;
-  int states_per_given = 1;    ///< states that share the log-decays and initial state given for one: gradients of a state
-                               ///< are summed from those of its output heads, of which the first begins with it
+  int states_per_given = 1;  ///< states that share the log-decays and initial state given for one: gradients of a state
+                             ///< are summed from those of its output heads, of which the first begins with it
   int outputs_per_primal = 1;  ///< output heads that are gradients of one head
 };
 
@@ -42,9 +42,9 @@ struct LinearPass {
   IndexView state_slots = {};                     ///< [sequence], or absent
   TensorView<float, 5> boundary_states = {};      ///< [sequence, boundary, state_head, key_dim, value_dim], or absent
   int boundary_every = 1;                         ///< tokens from one boundary to the next
-  TensorView<float, 5> segment_states = {};  ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
-                                             ///< states at the segments' beginnings
-  float* segment_ages = nullptr;             ///< [segment, sequence, state_head]: what is left of an earlier state
+  TensorView<float, 5> segment_states = {};    ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
+                                               ///< states at the segments' beginnings
+  float* segment_ages = nullptr;               ///< [segment, sequence, state_head]: what is left of an earlier state
   float initial_factor = 1, final_factor = 1;  ///< of the initial state as it enters, and of the final one
   DecaySums sums = {};
 };
@@ -61,7 +61,7 @@ using InTime = Walk<false, false>;
 struct Place {
   int sequence, batch, first_token, tokens;
   int head, state_head, given_head, query_head, key_head, value_head;
-  int value_begin;  ///< first value column
+  int value_begin;                      ///< first value column
   int segment, first_chunk, end_chunk;  ///< segments are counted in the order of the walk
 };
 

@@ -113,8 +113,8 @@ __global__ void scan_segments(const __grid_constant__ LinearPass pass) {
   const Index key = within % pass.key_dim, value = within / pass.key_dim;
   float sum = 0;
   if (const int given = pass.heads.states_per_given; pass.initial_state.present() && head % given == 0)
-    sum = pass.initial_factor *
-          pass.initial_state(pass.state_slots.present() ? pass.state_slots[sequence] : sequence, head / given, key, value);
+    sum = pass.initial_factor * pass.initial_state(pass.state_slots.present() ? pass.state_slots[sequence] : sequence,
+                                                   head / given, key, value);
 #pragma unroll 8
   for (int segment = 0; segment < pass.segments; ++segment) {
     float& place = states(segment, sequence, head, key, value);

@@ -54,9 +54,7 @@ struct WarpTiles {
                        unsigned(Stages * stage + 2 * (score_tile + value_tile) + chunk % 2 * SharedGates::bytes));
   }
   /// Scores of tokens with themselves.
-  __device__ std::uint32_t own_scores(int chunk) const {
-    return base + unsigned(gates_end + chunk % 2 * column_bytes);
-  }
+  __device__ std::uint32_t own_scores(int chunk) const { return base + unsigned(gates_end + chunk % 2 * column_bytes); }
   /// Sums of one warp of outputs times what they are the gradient of, by token.
   __device__ std::uint32_t row_sums(int chunk, int warp) const {
     return own_scores(0) + unsigned((2 + chunk % 2 * value_warps + warp) * column_bytes);
@@ -396,8 +394,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     }
     step<T, D, W>(tiles, pass, state_t, done, warp, lane, [&](float(&output)[8], int row) {
       if constexpr (W::may_sum) {
-        if (sums_rows)
-          end_gradient<T>(output, tiles, rows.primal, place.tokens - first, first, row, done, warp, lane);
+        if (sums_rows) end_gradient<T>(output, tiles, rows.primal, place.tokens - first, first, row, done, warp, lane);
       }
     });
     if constexpr (W::may_sum && W::reversed) {

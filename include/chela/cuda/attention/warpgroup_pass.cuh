@@ -108,7 +108,8 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       for (int j = 0; j < 8; ++j) {
         if (!own_apart || j / 2 != warp) continue;
 #pragma unroll
-        for (int i = 2 * (j % 2); i < 2 * (j % 2) + 2; ++i) {  // of rows 8 j + lane / 4, columns 8 j + 2 (lane % 4) + i % 2
+        for (int i = 2 * (j % 2); i < 2 * (j % 2) + 2;
+             ++i) {  // of rows 8 j + lane / 4, columns 8 j + 2 (lane % 4) + i % 2
           if (lane / 4 != 2 * (lane % 4) + i % 2) continue;
           arch::store_shared_float(tiles.own_scores(buffer.place) + 4u * unsigned(8 * j + lane / 4), scores[4 * j + i]);
           scores[4 * j + i] = 0;
@@ -229,13 +230,14 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   const bool keeps_boundaries = pass.boundary_states.present();
   const bool sums_rows = W::may_sum && pass.sums.rows;
   [[maybe_unused]] float* const sums_to = sums_rows ? row_sums(pass, place, place.value_begin / 64 + group) : nullptr;
+  [[maybe_unused]] const int primal_head = sums_rows ? place.head / pass.heads.outputs_per_primal : 0;
   [[maybe_unused]] const auto load_primal = [&](int step, int place_of_ring) {
     if (step >= count) return;
     const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][place_of_ring]);
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
     arch::arrive_expecting(loaded, Tiles::panel);
-    arch::load_tensor(tiles.output(group, place_of_ring), &args.primal, loaded, 0, place.first_token + chunk * chunk_len,
-                      place.value_begin / 64 + group, place.head / pass.heads.outputs_per_primal, place.batch);
+    arch::load_tensor(tiles.output(group, place_of_ring), &args.primal, loaded, 0,
+                      place.first_token + chunk * chunk_len, place.value_begin / 64 + group, primal_head, place.batch);
   };
   if constexpr (W::may_sum) {
     if (thread == 0 && sums_rows) load_primal(0, 0), load_primal(1, 1), load_primal(2, 2);
@@ -404,8 +406,8 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), pair_blocks<KeyDim, V
     extern __shared__ char memory[];
     __shared__ WarpgroupBarriers barriers;
     __shared__ Place place;
-    run_warpgroups<T, D, W, KeyDim, ValueGroups, pair_blocks<KeyDim, ValueGroups>>(
-        args.passes[blockIdx.x % 2], memory, barriers, place, blockIdx.x / 2);
+    run_warpgroups<T, D, W, KeyDim, ValueGroups, pair_blocks<KeyDim, ValueGroups>>(args.passes[blockIdx.x % 2], memory,
+                                                                                   barriers, place, blockIdx.x / 2);
   }
 }
 
