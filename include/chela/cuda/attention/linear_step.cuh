@@ -26,16 +26,12 @@ StepCall<T, StateOf<T, F>> step_call(const LinearAttentionStepArgs<T, D, R, F>& 
                 int(s.state_heads() / s.key_heads), int(s.state_heads() / s.value_heads)};
   call.state_heads = int(s.state_heads()), call.key_dim = int(s.key_dim), call.value_dim = int(s.value_dim);
   call.scale = attention_scale(args.scale, s);
+  const TensorView<S, 4>& states = args.state;
+  call.whole_units = unit_last_stride(states) && states.extents[3] % 4 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(states.data) % (4 * sizeof(S)) == 0;
+  for (int axis = 0; axis < 3; ++axis)
+    call.whole_units = call.whole_units && (states.extents[axis] <= 1 || states.strides[axis] % 4 == 0);
   return call;
-}
-
-/// Whether the rows of states are whole aligned units.
-template <class S>
-bool has_whole_units(TensorView<S, 4> states) {
-  bool whole = unit_last_stride(states) && states.extents[3] % 4 == 0 &&
-               reinterpret_cast<std::uintptr_t>(states.data) % sizeof(StateUnit<S>) == 0;
-  for (int axis = 0; axis < 3; ++axis) whole = whole && (states.extents[axis] <= 1 || states.strides[axis] % 4 == 0);
-  return whole;
 }
 
 /// Launches with one block for every state head and `value_tile` of its columns.
@@ -74,26 +70,21 @@ Status linear_attention_step(const LinearAttentionStepArgs<T, D, R, F>& args, cu
   const Index sequences = args.q.extents[0];
   const detail::StepCall<T, S> call = detail::step_call(args, shape);
 
-  const auto run = [&]<bool Whole>() {
-    if constexpr (F::state_layout == StateLayout::value_major) {
-      const auto with = [&]<int Lanes, int Units>() {
-        constexpr int threads = detail::step_threads, values = threads / Lanes * detail::step_rows / Units;
-        return launch_step(detail::step_value_major<T, S, D, R, Whole, Lanes, Units>, call, sequences, values, threads,
-                           stream);
-      };
-      if (shape.key_dim <= 64) return with.template operator()<16, 1>();
-      return shape.key_dim <= 128 ? with.template operator()<32, 1>() : with.template operator()<32, 2>();
-    } else {
-      constexpr int lanes = detail::step_lanes, threads = detail::step_threads;
-      const int groups = int(ceil_div(std::max<Index>(shape.key_dim, 1), detail::step_rows));
-      const auto with = [&]<int MostThreads>() {
-        return launch_step(detail::step_key_major<T, S, D, R, Whole, MostThreads>, call, sequences, 4 * lanes,
-                           int(round_up(groups * lanes, 32)), stream);
-      };
-      return groups * lanes <= threads ? with.template operator()<threads>() : with.template operator()<2 * threads>();
-    }
-  };
-  return detail::has_whole_units(args.state) ? run.template operator()<true>() : run.template operator()<false>();
+  if constexpr (F::state_layout == StateLayout::value_major) {
+    constexpr int warps = detail::step_warps, rows = detail::step_rows;
+    return shape.key_dim <= 128
+               ? launch_step(detail::step_value_major<T, S, D, R, 1>, call, sequences, warps * rows, 32 * warps, stream)
+               : launch_step(detail::step_value_major<T, S, D, R, 2>, call, sequences, warps * rows / 2, 32 * warps,
+                             stream);
+  } else {
+    const int groups = int(ceil_div(std::max<Index>(shape.key_dim, 1), detail::step_rows));
+    const auto with_lanes = [&]<int Lanes>() {
+      const int threads = int(round_up(groups * Lanes, 32));
+      return launch_step(detail::step_key_major<T, S, D, R, Lanes>, call, sequences, 4 * Lanes, threads, stream);
+    };
+    return shape.value_dim <= 64 || shape.key_dim > 128 ? with_lanes.template operator()<16>()
+                                                        : with_lanes.template operator()<32>();
+  }
 }
 
 }  // namespace chela::cuda

@@ -1,8 +1,6 @@
 #pragma once
 // The kernels of one token: a block reads its part of a state into registers, all loads under way together, and writes
 // it back. Nothing is read twice, so what counts is bytes in flight.
-#include <algorithm>
-
 #include "chela/core/index_view.hpp"
 #include "chela/core/tensor_view.hpp"
 #include "chela/cuda/attention/linear_pass.cuh"
@@ -21,6 +19,7 @@ struct StepCall {
   HeadSharing heads = {};
   int state_heads = 1, key_dim = 0, value_dim = 0, value_tiles = 1;
   float scale = 1;
+  bool whole_units = false;  ///< whether rows of the state are whole aligned units of four elements
 };
 
 /// A block's state head and value columns, and where its tensors lie.
@@ -38,41 +37,39 @@ struct StepPlace {
   }
 };
 
-/// Four elements of the state as they lie in memory.
+/// Four elements of a row of the state, from column `inner` on; those past its end are zero.
 template <class S>
-struct alignas(4 * sizeof(S)) StateUnit {
-  S x[4];
-};
-
-/// Four elements of a row of the state, from column `inner` on; those past its end are zero. `Whole`: rows are whole
-/// aligned units.
-template <bool Whole, class S>
-__device__ float4 load_unit(TensorView<S, 2> state, int outer, int inner) {
+__device__ float4 load_unit(TensorView<S, 2> state, int outer, int inner, bool whole) {
   if (outer >= int(state.extents[0]) || inner >= int(state.extents[1])) return {};
   const S* const at = &state(outer, inner);
-  StateUnit<S> unit{};
-  if constexpr (Whole) {
-    unit = *reinterpret_cast<const StateUnit<S>*>(at);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (inner + i < int(state.extents[1])) unit.x[i] = at[i * state.strides[1]];
+  if (whole) {
+    if constexpr (sizeof(S) == 4) return *reinterpret_cast<const float4*>(at);
+    struct alignas(8) Unit {
+      S x[4];
+    };
+    const Unit unit = *reinterpret_cast<const Unit*>(at);
+    return {float(unit.x[0]), float(unit.x[1]), float(unit.x[2]), float(unit.x[3])};
   }
-  return {float(unit.x[0]), float(unit.x[1]), float(unit.x[2]), float(unit.x[3])};
+  float x[4] = {};
+  for (int i = 0; i < 4; ++i)
+    if (inner + i < int(state.extents[1])) x[i] = float(at[i * state.strides[1]]);
+  return {x[0], x[1], x[2], x[3]};
 }
 
-template <bool Whole, class S>
-__device__ void store_unit(TensorView<S, 2> state, int outer, int inner, float4 x) {
+template <class S>
+__device__ void store_unit(TensorView<S, 2> state, int outer, int inner, bool whole, float4 x) {
   if (outer >= int(state.extents[0]) || inner >= int(state.extents[1])) return;
   S* const at = &state(outer, inner);
-  const StateUnit<S> unit{{S(x.x), S(x.y), S(x.z), S(x.w)}};
-  if constexpr (Whole) {
-    *reinterpret_cast<StateUnit<S>*>(at) = unit;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (inner + i < int(state.extents[1])) at[i * state.strides[1]] = unit.x[i];
+  const float all[] = {x.x, x.y, x.z, x.w};
+  if (whole) {
+    struct alignas(4 * sizeof(S)) Unit {
+      S x[4];
+    };
+    *reinterpret_cast<Unit*>(at) = {S(all[0]), S(all[1]), S(all[2]), S(all[3])};
+    return;
   }
+  for (int i = 0; i < 4; ++i)
+    if (inner + i < int(state.extents[1])) at[i * state.strides[1]] = S(all[i]);
 }
 
 /// Four elements of a vector of `size`; zeros past its end.
@@ -94,31 +91,26 @@ __device__ inline float dot(float4 x, float4 y, float sum) {
   return fmaf(x.w, y.w, fmaf(x.z, y.z, fmaf(x.y, y.y, fmaf(x.x, y.x, sum))));
 }
 
-inline constexpr int step_rows = 8;  ///< of the state that a thread holds, four columns of each
-inline constexpr int most_step_keys = 256;
-inline constexpr int step_lanes = 16;  ///< threads side by side along a row of a key-major state
-inline constexpr int step_threads = 256;
+inline constexpr int step_rows = 8;         ///< rows of the state that a thread holds, four columns of each
+inline constexpr int most_step_keys = 256;  ///< of a state
+inline constexpr int most_step_threads = 512;
+inline constexpr int step_warps = 8;  ///< of a block for value-major states
 
-/// Blocks per multiprocessor: while one waits for its state, others sum and store. Rows that are no whole units take more
-/// registers.
-constexpr int step_blocks(bool whole, int threads) { return std::max((whole ? 768 : 512) / threads, 1); }
-
-/// Key-major states: threads side by side have 64 value columns of every row, and sums over keys go through shared
-/// memory, in one order.
-template <class T, class S, DecayKind D, RuleKind R, bool Whole, int MostThreads>
-__global__ void __launch_bounds__(MostThreads, step_blocks(Whole, MostThreads))
-    step_key_major(const __grid_constant__ StepCall<T, S> call) {
-  constexpr int lanes = step_lanes, columns = 4 * lanes, most_keys = MostThreads / lanes * step_rows;
-  __shared__ float keys[most_keys], queries[most_keys], decays[most_keys];
-  __shared__ float4 parts[MostThreads];
-  __shared__ float4 sums[lanes];
+/// Key-major states: `Lanes` threads side by side have 4 Lanes value columns of every row, and sums over keys go through
+/// shared memory, in one order.
+template <class T, class S, DecayKind D, RuleKind R, int Lanes>
+__global__ void __launch_bounds__(most_step_threads) step_key_major(const __grid_constant__ StepCall<T, S> call) {
+  constexpr int columns = 4 * Lanes;
+  __shared__ float keys[most_step_keys], queries[most_step_keys], decays[most_step_keys];
+  __shared__ float4 parts[most_step_threads];
+  __shared__ float4 sums[Lanes];
   const StepPlace<T, S> place(call, columns);
-  const int groups = int(blockDim.x) / lanes, group = int(threadIdx.x) / lanes, lane = int(threadIdx.x) % lanes;
+  const int groups = int(blockDim.x) / Lanes, group = int(threadIdx.x) / Lanes, lane = int(threadIdx.x) % Lanes;
   const int column = place.value_begin + 4 * lane, key_dim = call.key_dim;
 
   float4 state[step_rows];
 #pragma unroll
-  for (int i = 0; i < step_rows; ++i) state[i] = load_unit<Whole>(place.state, group + i * groups, column);
+  for (int i = 0; i < step_rows; ++i) state[i] = load_unit(place.state, group + i * groups, column, call.whole_units);
 
   const auto stage = [&](float* to, auto from) {
     for (int r = int(threadIdx.x); r < step_rows * groups; r += int(blockDim.x)) to[r] = r < key_dim ? from(r) : 0.f;
@@ -138,7 +130,7 @@ __global__ void __launch_bounds__(MostThreads, step_blocks(Whole, MostThreads))
     parts[threadIdx.x] = sum;
     __syncthreads();
     if (group == 0) {
-      for (int other = 1; other < groups; ++other) sum = multiply_add(1.f, parts[other * lanes + lane], sum);
+      for (int other = 1; other < groups; ++other) sum = multiply_add(1.f, parts[other * Lanes + lane], sum);
       sums[lane] = sum;
     }
     __syncthreads();
@@ -156,7 +148,7 @@ __global__ void __launch_bounds__(MostThreads, step_blocks(Whole, MostThreads))
 #pragma unroll
   for (int i = 0; i < step_rows; ++i) {
     state[i] = multiply_add(keys[group + i * groups], written, state[i]);
-    store_unit<Whole>(place.state, group + i * groups, column, state[i]);
+    store_unit(place.state, group + i * groups, column, call.whole_units, state[i]);
   }
 
   for (int i = 0; i < call.heads.outputs_per_state; ++i) {
@@ -174,32 +166,32 @@ __global__ void __launch_bounds__(MostThreads, step_blocks(Whole, MostThreads))
   }
 }
 
-/// Value-major states: `Lanes` threads of a warp have whole rows, one for each value column, so that sums over keys stay
-/// between them; each has `Units` units of a row.
-template <class T, class S, DecayKind D, RuleKind R, bool Whole, int Lanes, int Units>
-__global__ void __launch_bounds__(step_threads, step_blocks(Whole, step_threads))
-    step_value_major(const __grid_constant__ StepCall<T, S> call) {
-  constexpr int rows = step_rows / Units, groups = step_threads / Lanes, columns = 4 * Lanes;
-  const int group = int(threadIdx.x) / Lanes, lane = int(threadIdx.x) % Lanes;
-  const StepPlace<T, S> place(call, groups * rows);
+/// Value-major states: a warp has whole rows, one for each value column, so that sums over keys stay inside of it.
+template <class T, class S, DecayKind D, RuleKind R, int Units>
+__global__ void __launch_bounds__(32 * step_warps) step_value_major(const __grid_constant__ StepCall<T, S> call) {
+  constexpr int rows = step_rows / Units;
+  constexpr int warps = step_warps;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const StepPlace<T, S> place(call, warps * rows);
   const int key_dim = call.key_dim;
-  const auto row_of = [&](int i) { return place.value_begin + group + i * groups; };
+  const auto row_of = [&](int i) { return place.value_begin + warp + i * warps; };
 
   float4 state[rows][Units];
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll
-    for (int u = 0; u < Units; ++u) state[i][u] = load_unit<Whole>(place.state, row_of(i), columns * u + 4 * lane);
+    for (int u = 0; u < Units; ++u)
+      state[i][u] = load_unit(place.state, row_of(i), 128 * u + 4 * lane, call.whole_units);
 
   const auto k = slice(slice(call.k, place.sequence), place.state_head / call.heads.states_per_key);
   float4 keys[Units];
 #pragma unroll
-  for (int u = 0; u < Units; ++u) keys[u] = load_four(k, columns * u + 4 * lane, key_dim);
+  for (int u = 0; u < Units; ++u) keys[u] = load_four(k, 128 * u + 4 * lane, key_dim);
   if constexpr (D != DecayKind::none) {
     const auto g = slice(slice(call.log_decay, place.sequence), place.state_head);
 #pragma unroll
     for (int u = 0; u < Units; ++u) {
-      const float4 x = load_four(g, columns * u + 4 * lane, key_dim);
+      const float4 x = load_four(g, 128 * u + 4 * lane, key_dim);
       const float4 decay{expf(x.x), expf(x.y), expf(x.z), expf(x.w)};
 #pragma unroll
       for (int i = 0; i < rows; ++i) state[i][u] = decay * state[i][u];
@@ -210,7 +202,7 @@ __global__ void __launch_bounds__(step_threads, step_blocks(Whole, step_threads)
 #pragma unroll
     for (int u = 0; u < Units; ++u) sum = dot(factors[u], row[u], sum);
 #pragma unroll
-    for (int apart = Lanes / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
+    for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
     return sum;
   };
 
@@ -223,7 +215,7 @@ __global__ void __launch_bounds__(step_threads, step_blocks(Whole, step_threads)
 #pragma unroll
     for (int u = 0; u < Units; ++u) {
       state[i][u] = multiply_add(written, keys[u], state[i][u]);
-      store_unit<Whole>(place.state, row_of(i), columns * u + 4 * lane, state[i][u]);
+      store_unit(place.state, row_of(i), 128 * u + 4 * lane, call.whole_units, state[i][u]);
     }
   }
 
@@ -232,7 +224,7 @@ __global__ void __launch_bounds__(step_threads, step_blocks(Whole, step_threads)
     const auto q = slice(slice(call.q, place.sequence), head / call.heads.outputs_per_query);
     float4 queries[Units];
 #pragma unroll
-    for (int u = 0; u < Units; ++u) queries[u] = call.scale * load_four(q, columns * u + 4 * lane, key_dim);
+    for (int u = 0; u < Units; ++u) queries[u] = call.scale * load_four(q, 128 * u + 4 * lane, key_dim);
     const auto o = slice(slice(call.o, place.sequence), head);
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
