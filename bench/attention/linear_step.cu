@@ -5,8 +5,7 @@
 #include <memory>
 
 #include "chela/reference/linear.hpp"
-#include "support/device.cuh"
-#include "support/measure_device.cuh"
+#include "support/device_arrays.cuh"
 #include "support/tolerance.hpp"
 
 using namespace chela;
@@ -25,27 +24,18 @@ struct Bf16States : LinearAttentionForm {
   using StateElement = __nv_bfloat16;
 };
 
-template <class T, int Rank>
-struct Array {
-  DeviceMemory memory;
-  TensorView<T, Rank> view;
-
-  template <class... I>
-  Array(std::uint32_t seed, float low, float high, I... extents)
-      : memory(std::size_t((Index(1) * ... * extents)) * sizeof(T)),
-        view(contiguous(static_cast<T*>(memory.data()), extents...)) {
-    fill_uniform<<<1024, 256>>>(view.data, view.size(), seed, low, high);
-    require_cuda(cudaGetLastError());
-  }
-};
+template <class T>
+using Matrix = Array<T, Index, Index>;
+template <class T>
+using Rows = Array<T, Index, Index, Index>;
 
 template <DecayKind D, RuleKind R, AttentionForm F>
 struct Buffers {
   static constexpr bool value_major = F::state_layout == StateLayout::value_major;
-  Array<Element, 3> q, k, v, o;
-  Array<StateOf<Element, F>, 4> state;
-  Array<float, 3> log_decay;
-  Array<float, 2> beta;
+  Rows<Element> q, k, v, o;
+  Array<StateOf<Element, F>, Index, Index, Index, Index> state;
+  Rows<float> log_decay;
+  Matrix<float> beta;
 
   Buffers(std::uint32_t seed, Index batch, Index heads, Index key_dim, Index value_dim)
       : q(seed, -1, 1, batch, heads, key_dim),
@@ -68,10 +58,9 @@ struct Buffers {
 };
 
 /// The first and the last sequence of x [sequence, ...], as [sequence, 1, ...] in double on the host.
-template <class T, int Rank>
-auto ends_of(const Array<T, Rank>& x) {
-  std::vector<T> copy(x.memory.bytes() / sizeof(T));
-  require_cuda(cudaMemcpy(copy.data(), x.memory.data(), x.memory.bytes(), cudaMemcpyDeviceToHost));
+template <class T, class... I>
+auto ends_of(const Array<T, I...>& x) {
+  auto copy = x.on_host();
   auto ends = x.view;
   ends.data = copy.data();
   ends.strides[0] *= ends.extents[0] - 1, ends.extents[0] = 2;

@@ -237,6 +237,61 @@ TEST_CASE_TEMPLATE("strides", M, CHELA_MEMBERS) {
   check_strides<LinearPolicy{}>(Problem<TestElement, M::decay, M::rule>(shape_of(130, 48, 80)));
 }
 
+/// Runs with batch entries more than 2^31 elements apart, and compares with the packed layout.
+template <LinearPolicy P, class T, DecayKind D>
+void check_far_apart(const Problem<T, D, RuleKind::additive>& p) {
+  REQUIRE(p.s.batch == 2);
+  const DeviceProblem<T, D> packed(p);
+  REQUIRE(run_on_device<P>(packed.args(), packed.stream).ok());
+  auto args = packed.args();
+  constexpr Index apart = (Index(1) << 31) + 64;
+  const Index of_entry = args.q.size() / 2, begins[] = {0, of_entry, 2 * of_entry, 3 * of_entry};
+  const DeviceMemory memory(std::size_t(apart + 4 * of_entry) * sizeof(T));
+  const auto entry_bytes = std::size_t(of_entry) * sizeof(T);
+  const auto move = [&](auto& view, Index begin) {
+    T* const to = static_cast<T*>(memory.data()) + begin;
+    for (Index entry = 0; entry < 2; ++entry)
+      require_cuda(cudaMemcpy(to + entry * apart, view.data + entry * of_entry, entry_bytes, cudaMemcpyDeviceToDevice));
+    view.data = to, view.strides[0] = apart;
+  };
+  move(args.q, begins[0]), move(args.k, begins[1]), move(args.v, begins[2]), move(args.o, begins[3]);
+  require_cuda(cudaMemset2D(args.o.data, apart * sizeof(T), 0xff, entry_bytes, 2));
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  Tensor<T, 4> got(p.output().extents());
+  require_cuda(
+      cudaMemcpy2D(got.data(), entry_bytes, args.o.data, apart * sizeof(T), entry_bytes, 2, cudaMemcpyDeviceToHost));
+  CHECK(same_bits(got, packed.o.host()));
+}
+
+TEST_CASE("tensors of more than 2^31 elements") {
+  const Shape shape{
+      .batch = 2, .tokens = 130, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 64};
+  check_far_apart<LinearPolicy{}>(Problem<TestElement, DecayKind::per_token, RuleKind::additive>(shape));
+  check_far_apart<in_segments>(Problem<TestElement, DecayKind::none, RuleKind::additive>(shape));
+  check_far_apart<on_warps>(Problem<TestElement, DecayKind::per_token, RuleKind::additive>(shape));
+}
+
+TEST_CASE("calls on several streams do not disturb each other") {
+  using P = Problem<TestElement, DecayKind::per_token, RuleKind::additive>;
+  const P p(shape_of(2000, 64, 64)), other(shape_of(1500, 128, 128, 3));
+  const DeviceProblem<TestElement, DecayKind::per_token> alone(p), first(p), second(p), third(other);
+  REQUIRE(run_on_device<in_segments>(alone.args(), alone.stream).ok());
+  const DeviceMemory scratch[] = {DeviceMemory(cuda::workspace_bytes<in_segments>(first.args())),
+                                  DeviceMemory(cuda::workspace_bytes<in_segments>(second.args())),
+                                  DeviceMemory(cuda::workspace_bytes<in_segments>(third.args()))};
+  const auto queue = [&](const auto& device, const DeviceMemory& memory) {
+    return cuda::linear_attention<in_segments>(device.args(), {memory.data(), memory.bytes()}, device.stream).ok();
+  };
+  for (int round = 0; round < 5; ++round) {
+    REQUIRE(queue(first, scratch[0]));
+    REQUIRE(queue(third, scratch[2]));
+    REQUIRE(queue(second, scratch[1]));
+  }
+  first.stream.wait(), second.stream.wait(), third.stream.wait();
+  CHECK(same_bits(first.o.host(), alone.o.host()));
+  CHECK(same_bits(second.o.host(), alone.o.host()));
+}
+
 TEST_CASE("broadcast keys") {
   const Problem<TestElement, DecayKind::none, RuleKind::additive> p(shape_of(130, 64, 64));
   const DeviceProblem<TestElement, DecayKind::none> device(p);

@@ -88,6 +88,10 @@ __device__ inline float load_shared_float(std::uint32_t address) {
   return x;
 }
 
+__device__ inline void store_shared_float(std::uint32_t address, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+
 __device__ inline void store_shared_float2(std::uint32_t address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
 }

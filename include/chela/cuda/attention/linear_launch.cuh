@@ -193,7 +193,7 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
       sums.pass.stages =
           std::min(most_stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / Tiles::stage);
-      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups>,
+      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups, false>,
                             dim3(unsigned(tiles * plan.shape.state_heads()), unsigned(pass.segments - 1)),
                             128 * ValueGroups, Tiles::bytes(sums.pass.stages), stream, sums);
           !s.ok())
@@ -212,35 +212,43 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
   });
 }
 
-template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
-Status launch_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t stream) {
-  using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>;
-  if (Tiles::bytes + int(sizeof(Place)) > plan.device.shared_bytes)
-    return {Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-  args.pass.value_tiles = int(ceil_div(plan.shape.value_dim, 16 * ValueWarps));
-  if (plan.staged)
-    if (Status s = launch_scan<D>(args.pass, stream); !s.ok()) return s;
-  return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>,
-                dim3(unsigned(plan.sequences * plan.shape.output_heads() * args.pass.value_tiles)), Tiles::threads,
-                Tiles::bytes, stream, args);
+/// Calls f<KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>() for the first instance that holds key_dim and fits the
+/// device. Measured with the warpgroups' (linear_tuning.cuh).
+template <LinearPolicy P, class D, class W, class F>
+Status for_warp_sizes(Index key_dim, const Device& device, F f) {
+  constexpr bool given = P.instructions == Instructions::warp && P.stages > 0;
+  constexpr int few = given ? P.stages : 3, more = given ? P.stages : 4;
+  const auto fits = [&](int bytes) { return bytes + int(sizeof(Place)) <= device.shared_bytes; };
+  if (key_dim <= 64 && fits(WarpTiles<D::decays, 64, 4, 4, 64, more, W::may_sum>::bytes))
+    return f.template operator()<64, 4, 4, 64, more>();
+  if (key_dim <= 128 && fits(WarpTiles<D::decays, 128, 8, 0, 64, few, W::may_sum>::bytes))
+    return f.template operator()<128, 8, 0, 64, few>();
+  if (key_dim <= 128) return f.template operator()<128, 8, 0, 32, few>();
+  return f.template operator()<256, 8, 0, 32, few>();
 }
 
-/// Of the instances that hold key_dim, the first that fits the device. Measured with the warpgroups'
-/// (linear_tuning.cuh).
+/// A pass by warps, over so many output heads of all sequences.
+template <LinearPolicy P, class T, class D, class W>
+Status launch_warp_pass(WarpPass<T> args, Index heads, const Device& device, cudaStream_t stream) {
+  return for_warp_sizes<
+      P, D, W>(args.pass.key_dim, device, [&]<int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>() {
+    using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W::may_sum>;
+    if (Tiles::bytes + int(sizeof(Place)) > device.shared_bytes)
+      return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
+    args.pass.value_tiles = int(ceil_div(Index(args.pass.value_dim), 16 * ValueWarps));
+    return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W>,
+                  dim3(unsigned(heads * args.pass.value_tiles)), Tiles::threads, Tiles::bytes, stream, args);
+  });
+}
+
 template <LinearPolicy P, class T, DecayKind DK, RuleKind R, class F>
 Status launch_warps(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                     cudaStream_t stream) {
   using D = DecayOf<DK>;
-  constexpr bool given = P.instructions == Instructions::warp && P.stages > 0;
-  constexpr int few = given ? P.stages : 3, more = given ? P.stages : 4;
-  const WarpPass<T> kernel_args{args.q, args.k, args.v, args.o, pass};
-  const auto fits = [&](int bytes) { return bytes + int(sizeof(Place)) <= plan.device.shared_bytes; };
-  if (plan.shape.key_dim <= 64 && fits(WarpTiles<D::decays, 64, 4, 4, 64, more>::bytes))
-    return launch_warp_pass<T, D, 64, 4, 4, 64, more>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128 && fits(WarpTiles<D::decays, 128, 8, 0, 64, few>::bytes))
-    return launch_warp_pass<T, D, 128, 8, 0, 64, few>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128) return launch_warp_pass<T, D, 128, 8, 0, 32, few>(kernel_args, plan, stream);
-  return launch_warp_pass<T, D, 256, 8, 0, 32, few>(kernel_args, plan, stream);
+  if (plan.staged)
+    if (Status s = launch_scan<D>(pass, stream); !s.ok()) return s;
+  return launch_warp_pass<P, T, D, InTime>({args.q, args.k, args.v, args.o, pass},
+                                           plan.sequences * plan.shape.output_heads(), plan.device, stream);
 }
 
 }  // namespace chela::cuda::detail
