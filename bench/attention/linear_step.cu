@@ -4,8 +4,7 @@
 
 #include <memory>
 
-#include "support/device.cuh"
-#include "support/measure_device.cuh"
+#include "support/device_arrays.cuh"
 
 using namespace chela;
 using namespace chela::bench;
@@ -14,20 +13,6 @@ namespace {
 
 using Element = __nv_bfloat16;
 
-template <class T, int Rank>
-struct Array {
-  DeviceMemory memory;
-  TensorView<T, Rank> view;
-
-  template <class... I>
-  Array(std::uint32_t seed, float low, float high, I... extents)
-      : memory(std::size_t((Index(1) * ... * extents)) * sizeof(T)),
-        view(contiguous(static_cast<T*>(memory.data()), extents...)) {
-    fill_uniform<<<1024, 256>>>(view.data, view.size(), seed, low, high);
-    require_cuda(cudaGetLastError());
-  }
-};
-
 template <StateLayout L>
 struct Form : LinearAttentionForm {
   static constexpr StateLayout state_layout = L;
@@ -35,10 +20,10 @@ struct Form : LinearAttentionForm {
 
 template <DecayKind D, RuleKind R, StateLayout L>
 struct Buffers {
-  Array<Element, 3> q, k, v, o;
-  Array<float, 4> state;
-  Array<float, 3> log_decay;
-  Array<float, 2> beta;
+  Array<Element, Index, Index, Index> q, k, v, o;
+  Array<float, Index, Index, Index, Index> state;
+  Array<float, Index, Index, Index> log_decay;
+  Array<float, Index, Index> beta;
 
   Buffers(std::uint32_t seed, Index batch, Index heads, Index dim)
       : q(seed, -1, 1, batch, heads, dim),
