@@ -125,7 +125,7 @@ struct WantedGradients {
       return std::sqrt(sum);
     };
     if (D != DecayKind::per_head || norm(log_decay) == 0) return tensor_core_decay_gradient_tolerance<T>();
-    return tensor_core_tolerance<T>() * norm(decay_scale) / norm(log_decay);
+    return tensor_core_gradient_tolerance<T>() * norm(decay_scale) / norm(log_decay);
   }
 };
 

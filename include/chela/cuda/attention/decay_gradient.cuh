@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(32 * most_gradient_warps) decay_gradient(const
   double total = 0;
   int run_begin = 0, run_end = tokens;
   if (any) {
-    for (run_begin = mine; run_begin > 0 && (run_begin >= tokens || !is_reset_at(run_begin));) --run_begin;
+    for (run_begin = mine; run_begin > 0 && !is_reset_at(run_begin);) --run_begin;
     for (run_end = mine + 1; run_end < tokens && !is_reset_at(run_end);) ++run_end;
   }
 #pragma unroll
