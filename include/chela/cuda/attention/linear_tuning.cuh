@@ -34,4 +34,19 @@ inline LinearSchedule tuned_warpgroup_schedule(const LinearAttentionShape& shape
   return schedule;
 }
 
+/// The same for a decay per key. Preparing keys and queries is most of the work and would be done anew for each value
+/// tile: few heads split the sequence instead.
+inline LinearSchedule tuned_key_decay_schedule(const LinearAttentionShape& shape, Index sequences, int multiprocessors,
+                                               LinearPolicy policy) {
+  constexpr Index fewest_chunks = 8;
+  const Index chunks = shape.batch * shape.tokens / 64 / std::max<Index>(sequences, 1);
+  LinearSchedule schedule;
+  schedule.value_tile = std::min(policy.value_tile ? policy.value_tile : 128, int(shape.value_dim));
+  const Index blocks = std::max<Index>(sequences * shape.output_heads(), 1) * shape.value_dim / schedule.value_tile;
+  const Index segments = std::min(multiprocessors / blocks, chunks / fewest_chunks);
+  schedule.segments = policy.segments ? policy.segments : int(std::max<Index>(segments, 1));
+  schedule.stages = policy.stages ? policy.stages : shape.key_dim + schedule.value_tile <= 128 ? 4 : 3;
+  return schedule;
+}
+
 }  // namespace chela::cuda

@@ -1,0 +1,67 @@
+#pragma once
+// Shared memory of the warpgroup kernels with a decay per key: a ring of chunks that the copy engine fills and in which
+// queries and keys are decayed in place, and what the preparing warpgroup hands over beside them.
+#include "chela/cuda/attention/key_decay.cuh"
+#include "chela/cuda/attention/warpgroup_tiles.cuh"
+
+namespace chela::cuda::detail {
+
+/// Blocks of one chunk.
+inline constexpr int chunk_blocks = chunk_len / block_tokens;
+
+/// As WarpgroupBarriers, and static for the same reason.
+struct KeyDecayBarriers {
+  std::uint64_t loaded[most_stages];
+  std::uint64_t released[2];
+  std::uint64_t prepared[2][chunk_blocks];
+};
+
+/// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>). Beside the ring there are two buffers
+/// in turn for what belongs to a chunk: the second parts of its keys, the blocks' scores, the blocks' ages.
+template <int KeyDim, int ValueGroups, bool Outputs>
+struct KeyDecayTiles {
+  static constexpr int panel = chunk_len * 128, block_rows = block_tokens * 128;
+  static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
+  static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
+  static constexpr int score_bytes = Outputs ? chunk_blocks / 2 * block_rows : 0;
+  static constexpr int age_bytes = KeyDim * int(sizeof(float));
+  static constexpr int buffer_bytes = key_tile + score_bytes + chunk_blocks * age_bytes;
+
+  /// Dynamic shared memory, with room to begin at a multiple of 1024.
+  static constexpr int bytes(int stages) {
+    return 1024 + stages * stage + (Outputs ? 2 * value_tile : 0) + 2 * buffer_bytes;
+  }
+
+  std::uint32_t base;
+  int stages;
+
+  __device__ KeyDecayTiles(const void* memory, int stages_)
+      : base((arch::shared_address(memory) + 1023u) & ~1023u), stages(stages_) {}
+  __device__ std::uint32_t keys(int place) const { return base + unsigned(place * stage); }
+  __device__ std::uint32_t queries(int place) const { return keys(place) + key_tile + value_tile; }
+  __device__ std::uint32_t values(int place, int group) const {
+    return keys(place) + unsigned(key_tile + group * panel);
+  }
+  __device__ std::uint32_t output(int group, int buffer) const {
+    return base + unsigned(stages * stage + (2 * group + buffer) * panel);
+  }
+  __device__ std::uint32_t low_keys(int buffer) const {
+    return base + unsigned(stages * stage + (Outputs ? 2 * value_tile : 0) + buffer * buffer_bytes);
+  }
+  /// Scores of 64 keys: those of two blocks, and of up to two panels each, side by side in 16 rows.
+  __device__ std::uint32_t score_rows(int buffer, int block) const {
+    return low_keys(buffer) + unsigned(key_tile + block / 2 * block_rows);
+  }
+  static __device__ constexpr int score_unit(int block, int key_panel) { return 4 * (block % 2) + 2 * key_panel; }
+  __device__ std::uint32_t ages(int buffer, int block) const {
+    return low_keys(buffer) + unsigned(key_tile + score_bytes + block * age_bytes);
+  }
+
+  __device__ KeyBlock block(int place, int buffer, int block, int key_panel) const {
+    const unsigned rows = unsigned(key_panel * panel + block * block_rows);
+    return {queries(place) + rows,     keys(place) + rows,           low_keys(buffer) + rows,
+            score_rows(buffer, block), score_unit(block, key_panel), ages(buffer, block) + 256u * unsigned(key_panel)};
+  }
+};
+
+}  // namespace chela::cuda::detail
