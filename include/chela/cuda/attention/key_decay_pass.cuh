@@ -251,14 +251,14 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     constexpr bool three = ValueGroups == 2;
     const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
-      if constexpr (three) arch::take_registers<192>();
+      if constexpr (three) arch::take_registers<200>();
       const float2 age = prepare_keys<T, KeyDim, Outputs>(args, tiles, barriers, place, thread);
       if constexpr (!Outputs) {
         __shared__ float ages[4][block_keys];
         store_segment_age<KeyDim>(age, ages, args.pass, place, thread);
       }
     } else {
-      if constexpr (three) arch::give_registers<160>();
+      if constexpr (three) arch::give_registers<152>();
       carry_aged_state<T, KeyDim, Outputs>(args, tiles, barriers, place, warpgroup - 1, thread);
     }
   }
