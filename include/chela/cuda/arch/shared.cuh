@@ -102,6 +102,11 @@ __device__ inline void store_shared_word(std::uint32_t address, std::uint32_t x)
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+/// The low half.
+__device__ inline void store_shared_half_word(std::uint32_t address, std::uint32_t x) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(x)) : "memory");
+}
+
 __device__ inline uint4 load_shared_unit(std::uint32_t address) {
   uint4 x;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"

@@ -29,20 +29,23 @@ struct KeyBlock {
   std::uint32_t queries, keys;
   std::uint32_t low;     ///< rows as those of keys: the second part of the keys
   std::uint32_t scores;  ///< 16 rows of 128 bytes of which the scores are two 16-byte units ...
-  int score_unit;        ///< ... this one, an even one, and the next
+  int score_unit;        ///< ... this one and the next
   std::uint32_t ages;    ///< 64 floats
 };
 
-/// A block's log-decays on their way from global memory: lane l has keys 2 l and 2 l + 1. Zero past the end.
+/// A block's log-decays on their way from global memory: a lane has its key and the next. Zero past the last token.
 class BlockGates {
  public:
-  /// `source` begins at key 0 of the sequence's first token; lanes whose keys do not exist pass `exists` = false.
-  __device__ void fetch(const GateSource& source, int key, bool exists, int first_token) {
+  /// `source` begins at key 0 of the sequence's first token.
+  __device__ void fetch(const GateSource& source, int key, int first_token) {
     const float* at = source.data + key + first_token * source.token_stride;
+    if (first_token + block_tokens <= source.tokens) {
 #pragma unroll
-    for (int t = 0; t < block_tokens; ++t, at += source.token_stride) {
-      log_decays_[t] = {0, 0};
-      if (exists && first_token + t < source.tokens) log_decays_[t] = __ldg(reinterpret_cast<const float2*>(at));
+      for (int t = 0; t < block_tokens; ++t, at += source.token_stride) log_decays_[t] = load(at);
+    } else {
+#pragma unroll
+      for (int t = 0; t < block_tokens; ++t, at += source.token_stride)
+        log_decays_[t] = first_token + t < source.tokens ? load(at) : float2{0, 0};
     }
   }
 
@@ -61,6 +64,8 @@ class BlockGates {
   }
 
  private:
+  static __device__ float2 load(const float* at) { return __ldg(reinterpret_cast<const float2*>(at)); }
+
   float2 log_decays_[block_tokens];
 };
 
@@ -85,37 +90,40 @@ __device__ void join(float2 (&joined)[block_tokens / Half / 2], const float2 (&p
   }
 }
 
-/// Scores of one block in the layout of multiply_add: of tokens 0 to 7 among themselves, 8 to 15 among themselves, and
-/// of the later ones with the earlier ones.
-struct BlockScores {
-  float early[2], late[2], across[2];
-};
-
-/// The part of this lane in shared memory, for each of its two ways to see a block.
+/// Addresses of one lane, of its keys 2 l and 2 l + 1 in row 0: as a pair of 16-bit elements of the queries and of the
+/// keys; or, where a row of X takes their places, as float l of the first 32 (keys with an even number) and of the others.
 struct BlockLane {
-  std::uint32_t pair;          ///< its two keys as 16-bit elements, in row 0
-  std::uint32_t float_pair;    ///< the same as floats: keys 0 to 31 in the place of the queries, the others of the keys
-  std::uint32_t query_matrix;  ///< its row for load_matrices
-  std::uint32_t key_matrix;
+  std::uint32_t queries, keys;
+  std::uint32_t query_matrix, key_matrix;  ///< its row for load_matrices
 
   __device__ BlockLane(const KeyBlock& block, int lane)
-      : pair(4u * unsigned(lane)),
-        float_pair((lane < 16 ? block.queries : block.keys) + 8u * unsigned(lane % 16)),
+      : queries(block.queries + 4u * unsigned(lane)),
+        keys(block.keys + 4u * unsigned(lane)),
         query_matrix(block.queries + unsigned(matrix(lane))),
         key_matrix(block.keys + unsigned(matrix(lane))) {}
 
   /// The same place in another row.
-  static __device__ std::uint32_t row(std::uint32_t in_row_0, int t) {
-    return (in_row_0 ^ (unsigned(t & 7) << 4)) + 128u * unsigned(t);
+  static __device__ std::uint32_t row(std::uint32_t in_row_0, int row) {
+    return (in_row_0 ^ (unsigned(row & 7) << 4)) + 128u * unsigned(row);
   }
 
  private:
   static __device__ int matrix(int lane) { return arch::swizzled<block_tokens>(lane % 16, lane / 16); }
 };
 
+/// What a lane has of a block's scores. X has the queries after cuts in its first 8 rows, the keys before them in the
+/// others, so that all scores across cuts of one size come out of one product [8, 8] of which the lane has query lane / 4
+/// and keys 2 (lane % 4) and the next. Only where both are beside the same cut is it one of the scores. Of a token with
+/// the next and with itself the lanes with lane / 8 == lane % 4 have one score each.
+struct BlockScores {
+  static constexpr int count = 9;
+  float
+      x[count];  ///< across cuts into 8 tokens (two), 4 (two), 2 (two), 1; with itself, of tokens up to 7 and from 8 on
+};
+
 /// Scores of queries with keys of their own token: there is no decay between them.
 template <class T>
-__device__ BlockScores meet_themselves(const BlockLane& at, int lane) {
+__device__ void meet_themselves(BlockScores& scores, const BlockLane& at, int lane) {
   float early[4] = {}, late[4] = {};
 #pragma unroll
   for (unsigned i = 0; i < 4; ++i) {
@@ -125,11 +133,8 @@ __device__ BlockScores meet_themselves(const BlockLane& at, int lane) {
     arch::multiply_add<T>(early, q, k[0], k[2]);
     arch::multiply_add<T>(late, q, k[1], k[3]);
   }
-  BlockScores scores{};
-#pragma unroll
-  for (int e = 0; e < 2; ++e)
-    if (lane / 4 == 2 * (lane % 4) + e) scores.early[e] = early[e], scores.late[e] = late[2 + e];
-  return scores;
+  const bool odd = lane / 4 % 2 != 0;
+  scores.x[7] = odd ? early[1] : early[0], scores.x[8] = odd ? late[3] : late[2];
 }
 
 /// Scores across the cuts into `Half` tokens.
@@ -139,63 +144,98 @@ __device__ void meet_across(BlockScores& scores, const float2 (&q)[block_tokens]
   __syncwarp();
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
+    const int row = t / (2 * Half) * Half + t % Half + (t & Half ? 0 : 8);
     const float2 x = t & Half ? q[t] : k[t];
-    arch::store_shared_float2(BlockLane::row(at.float_pair, t), x.x, x.y);
+    arch::store_shared_word(BlockLane::row(at.queries, row), __float_as_uint(x.x));
+    arch::store_shared_word(BlockLane::row(at.keys, row), __float_as_uint(x.y));
   }
   __syncwarp();
-  float early[4] = {}, late[4] = {};
+  float sums[2][4] = {};  // two, since each product waits for the one before
 #pragma unroll
   for (unsigned i = 0; i < 8; ++i) {
     std::uint32_t x[4];
     arch::load_matrices(x, (i < 4 ? at.query_matrix : at.key_matrix) ^ (i % 4 << 5));
-    arch::multiply_add_floats(early, x, x[0], x[2]);
-    if constexpr (Half < 8) arch::multiply_add_floats(late, x, x[1], x[3]);
+    arch::multiply_add_floats(sums[i % 2], x, x[1], x[3]);
   }
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int query = lane / 4, key = 2 * (lane % 4) + e;
-    if constexpr (Half == 8)
-      scores.across[e] = early[2 + e];
-    else if (query > key && ((query ^ key) & -Half) == Half)
-      scores.early[e] = early[e], scores.late[e] = late[2 + e];
+  const float first = sums[0][0] + sums[1][0], second = sums[0][1] + sums[1][1];
+  if constexpr (Half == 1) {
+    scores.x[6] = lane / 4 % 2 ? second : first;
+  } else {
+    constexpr int place = Half == 8 ? 0 : Half == 4 ? 2 : 4;
+    scores.x[place] = first, scores.x[place + 1] = second;
   }
 }
 
+/// Writes a block's scores [16 queries, 16 keys], except for those of keys after their query: these places must hold zeros
+/// already.
 template <class T>
 __device__ void store_scores(const BlockScores& scores, const KeyBlock& block, int lane) {
-  const auto store = [&](int row, int unit, const float(&p)[2]) {
-    arch::store_shared_word(
-        block.scores + unsigned(arch::swizzled<block_tokens>(row, block.score_unit + unit) + 4 * (lane % 4)),
-        arch::pack<T>(p[0], p[1]));
+  const int query = lane / 4, column = lane % 4;
+  const auto place = [&](int row, int key) {
+    return block.scores + unsigned(arch::swizzled<block_tokens>(row, block.score_unit + key / 8) + key % 8 * 2);
   };
-  constexpr float none[2] = {};
-  store(lane / 4, 0, scores.early), store(lane / 4, 1, none);
-  store(lane / 4 + 8, 0, scores.across), store(lane / 4 + 8, 1, scores.late);
+  const auto store_pair = [&](int half, int i) {
+    arch::store_shared_word(
+        place(query / half * 2 * half + half + query % half, 2 * column / half * 2 * half + 2 * column % half),
+        arch::pack<T>(scores.x[i], scores.x[i + 1]));
+  };
+  const auto store = [&](int row, int key, float x) {
+    arch::store_shared_half_word(place(row, key), arch::pack<T>(x, 0));
+  };
+  store_pair(8, 0);
+  if (query / 4 == column / 2) store_pair(4, 2);
+  if (query / 2 == column) {
+    store_pair(2, 4);
+    store(2 * query + 1, 2 * query, scores.x[6]);
+    store(query, query, scores.x[7]), store(query + 8, query + 8, scores.x[8]);
+  }
 }
 
-/// Makes of a block's queries and keys (only these without Outputs) what the step needs, in place. Keys past the first
-/// `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to others. meanwhile() is called once the
-/// decays are no longer needed, with much of the work still to come.
+/// Sums the scores over all panels of 64 keys: those of panel 0 are complete after. `memory` holds the others' parts and
+/// must be another for the next block. All warps of a block of tokens, at a barrier of their own.
+template <int Panels>
+__device__ void sum_over_panels(BlockScores& scores, std::uint32_t memory, int key_panel, int barrier, int lane) {
+  constexpr int row = 32 * int(sizeof(float));
+  memory += 4u * unsigned(lane);
+  if (key_panel > 0) {
+#pragma unroll
+    for (int i = 0; i < BlockScores::count; ++i)
+      arch::store_shared_word(memory + unsigned(((key_panel - 1) * BlockScores::count + i) * row),
+                              __float_as_uint(scores.x[i]));
+  }
+  arch::sync_threads(barrier, 32 * Panels);
+  if (key_panel == 0) {
+#pragma unroll
+    for (int i = 0; i < (Panels - 1) * BlockScores::count; ++i)
+      scores.x[i % BlockScores::count] += arch::load_shared_float(memory + unsigned(i * row));
+  }
+}
+/// Bytes of that memory, for two blocks in turn.
+constexpr int panel_sum_bytes(int panels) { return 2 * (panels - 1) * BlockScores::count * 32 * int(sizeof(float)); }
+
+/// Makes of a block's queries and keys (only these without Outputs) what the step needs, in place, and returns the scores
+/// over its 64 keys. Keys past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to
+/// others. meanwhile() is called once the decays are no longer needed, with much of the work still to come.
 template <class T, bool Outputs, class F>
-__device__ void prepare_block(const KeyBlock& block, const float2 (&decays)[block_tokens], float2 log2_age, int tokens,
-                              int lane, F meanwhile) {
+__device__ BlockScores prepare_block(const KeyBlock& block, const float2 (&decays)[block_tokens], float2 log2_age,
+                                     int tokens, int lane, F meanwhile) {
   const BlockLane at(block, lane);
   float2 q[block_tokens], k[block_tokens];
-  std::uint32_t pair[1] = {at.pair};
-  const auto load = [&](std::uint32_t tile, int t) {
-    return arch::unpack<T>(arch::load_shared_word(BlockLane::row(tile + pair[0], t)));
-  };
-  const auto store = [&](std::uint32_t tile, int t, std::uint32_t x) {
-    arch::store_shared_word(BlockLane::row(tile + pair[0], t), x);
-  };
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
-    k[t] = load(block.keys, t);
-    if (t >= tokens) k[t] = {0, 0};
-    if constexpr (Outputs) q[t] = load(block.queries, t), multiply(q[t], decays[t]);
+    k[t] = arch::unpack<T>(arch::load_shared_word(BlockLane::row(at.keys, t)));
+    if constexpr (Outputs) {
+      q[t] = arch::unpack<T>(arch::load_shared_word(BlockLane::row(at.queries, t)));
+      multiply(q[t], decays[t]);
+    }
+  }
+  if (tokens < block_tokens) {
+#pragma unroll
+    for (int t = 0; t < block_tokens; ++t)
+      if (t >= tokens) k[t] = {0, 0};
   }
   BlockScores scores{};
-  if constexpr (Outputs) scores = meet_themselves<T>(at, lane);
+  if constexpr (Outputs) meet_themselves<T>(scores, at, lane);
 
   float2 twos[8], fours[4], eights[2];
   if constexpr (Outputs) meet_across<1>(scores, q, k, at, lane), widen<1, true>(q, decays);
@@ -209,18 +249,18 @@ __device__ void prepare_block(const KeyBlock& block, const float2 (&decays)[bloc
   widen<8, false>(k, eights);
 
   __syncwarp();
-  arch::pin(pair);  // addresses are made anew: registers are scarce
+  const std::uint32_t low = block.low + 4u * unsigned(lane);
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
-    if constexpr (Outputs) store(block.queries, t, arch::pack<T>(q[t].x, q[t].y));
+    if constexpr (Outputs) arch::store_shared_word(BlockLane::row(at.queries, t), arch::pack<T>(q[t].x, q[t].y));
     const std::uint32_t high = arch::pack<T>(k[t].x, k[t].y);
     const float2 taken = arch::unpack<T>(high);
-    store(block.keys, t, high);
-    store(block.low, t, arch::pack<T>(k[t].x - taken.x, k[t].y - taken.y));
+    arch::store_shared_word(BlockLane::row(at.keys, t), high);
+    arch::store_shared_word(BlockLane::row(low, t), arch::pack<T>(k[t].x - taken.x, k[t].y - taken.y));
   }
-  if constexpr (Outputs) store_scores<T>(scores, block, lane);
   arch::store_shared_float2(block.ages + 8u * unsigned(lane), arch::exp2_flushed(log2_age.x),
                             arch::exp2_flushed(log2_age.y));
+  return scores;
 }
 
 /// Columns (keys) of a lane's part of S^T, in the layout of products, times their ages.

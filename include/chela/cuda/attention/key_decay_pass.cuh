@@ -72,14 +72,19 @@ __device__ void store_segment_age(float2 log2_age, float (&sums)[4][block_keys],
 template <class T, int KeyDim, bool Outputs, class Tiles>
 __device__ float2 prepare_keys(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
                                const Place& place, int thread) {
-  constexpr int panels = KeyDim / 64, parallel_blocks = 4 / panels;
+  constexpr int panels = KeyDim / 64, parallel_blocks = Tiles::parallel_blocks, turns = chunk_blocks / parallel_blocks;
+  constexpr int stride = parallel_blocks * block_tokens;
+  constexpr int ahead = Outputs ? 1 : turns;  // log-decays in flight: as many as there are registers for
   const int warp = thread / 32, lane = thread % 32, key_panel = warp % panels;
   KeyDecayLoader<T, Outputs, Tiles> loader(args, tiles, barriers, place, thread == 0);
   for (int i = 0; i < tiles.stages; ++i) loader.load_next();
   const GateSource source = gates_of(args.pass, place);
   const int key = key_panel * block_keys + 2 * lane;
-  BlockGates gates;
-  gates.fetch(source, key, true, place.first_chunk * chunk_len + warp / panels * block_tokens);
+  const int first_block = warp / panels;
+  BlockGates gates[ahead];
+#pragma unroll
+  for (int i = 0; i < ahead; ++i)
+    gates[i].fetch(source, key, place.first_chunk * chunk_len + first_block * block_tokens + i * stride);
 
   float2 segment_age = {0, 0};
   RingPosition at, buffer;
@@ -87,17 +92,21 @@ __device__ float2 prepare_keys(const WarpgroupPass<T>& args, const Tiles& tiles,
     arch::wait_barrier(arch::shared_address(&barriers.released[buffer.place]), buffer.parity ^ 1);
     if (chunk >= place.first_chunk + 2) loader.load_next();
     __syncwarp();
-#pragma unroll 1
-    for (int block = warp / panels; block < chunk_blocks; block += parallel_blocks) {
+#pragma unroll ahead
+    for (int turn = 0; turn < turns; ++turn) {
+      const int block = first_block + turn * parallel_blocks;
       const int first = chunk * chunk_len + block * block_tokens;
+      BlockGates& given = gates[ahead > 1 ? turn : 0];
       float2 decays[block_tokens];
-      const float2 age = gates.decays(decays);
+      const float2 age = given.decays(decays);
       segment_age.x += age.x, segment_age.y += age.y;
-      const int next = block + parallel_blocks < chunk_blocks ? first + parallel_blocks * block_tokens
-                                                              : (chunk + 1) * chunk_len + warp / panels * block_tokens;
       arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
-      prepare_block<T, Outputs>(tiles.block(at.place, buffer.place, block, key_panel), decays, age,
-                                place.tokens - first, lane, [&] { gates.fetch(source, key, true, next); });
+      const KeyBlock rows = tiles.block(at.place, buffer.place, block, key_panel);
+      BlockScores scores = prepare_block<T, Outputs>(rows, decays, age, place.tokens - first, lane,
+                                                     [&] { given.fetch(source, key, first + ahead * stride); });
+      if constexpr (Outputs && panels > 1)
+        sum_over_panels<panels>(scores, tiles.panel_sums(first_block, turn), key_panel, 4 + first_block, lane);
+      if (Outputs && key_panel == 0) store_scores<T>(scores, rows, lane);
       arch::fence_copies();
       __syncwarp();
       if (lane == 0) arch::arrive(arch::shared_address(&barriers.prepared[buffer.place][block]));
@@ -140,7 +149,6 @@ template <class T, int KeyDim, bool Outputs, class Tiles>
 __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
                                  const Place& place, int group, int thread) {
   using arch::Major;
-  constexpr int panels = KeyDim / 64;
   const LinearPass& pass = args.pass;
   const int warp = thread / 32, lane = thread % 32;
   const int value = place.value_begin + 64 * group + 16 * warp + lane / 4;
@@ -185,11 +193,9 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
         for (int i = 0; i < KeyDim / 16; ++i)
           arch::start_product<T, Major::sum>(output_t, rounded + 4 * i,
                                              arch::further(q_columns, i / 4 * Tiles::panel + i % 4 * 32), i > 0);
-        const auto p_columns = arch::operand<Major::sum>(tiles.score_rows(buffer.place, block));
-#pragma unroll
-        for (int i = 0; i < panels; ++i)
-          arch::start_product<T, Major::side, Major::sum>(
-              output_t, arch::further(v_rows, rows), arch::further(p_columns, 16 * Tiles::score_unit(block, i)), true);
+        const auto p_columns = arch::operand<Major::sum>(tiles.scores(buffer.place));
+        arch::start_product<T, Major::side, Major::sum>(output_t, arch::further(v_rows, rows),
+                                                        arch::further(p_columns, 16 * Tiles::score_unit(block)), true);
       }
       arch::start_product<T, Major::side, Major::side>(state_t, arch::further(v_rows, rows),
                                                        arch::further(k_rows, rows), true);
@@ -244,6 +250,11 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
         for (int block = 0; block < chunk_blocks; ++block) init(barriers.prepared[i][block], KeyDim / 64);
       }
       arch::fence_barriers();
+    }
+    if constexpr (Outputs) {
+      for (int i = int(threadIdx.x); i < 2 * Tiles::score_bytes / 16; i += int(blockDim.x))
+        arch::store_shared_unit(tiles.scores(i % 2) + 16u * unsigned(i / 2), uint4{0, 0, 0, 0});
+      arch::fence_copies();
     }
     __syncthreads();
 

@@ -23,13 +23,15 @@ struct KeyDecayTiles {
   static constexpr int panel = chunk_len * 128, block_rows = block_tokens * 128;
   static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
   static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
-  static constexpr int score_bytes = Outputs ? chunk_blocks / 2 * block_rows : 0;
+  static constexpr int score_bytes = Outputs ? block_rows : 0;
   static constexpr int age_bytes = KeyDim * int(sizeof(float));
   static constexpr int buffer_bytes = key_tile + score_bytes + chunk_blocks * age_bytes;
+  static constexpr int parallel_blocks = 4 / (KeyDim / 64);  ///< prepared at once, by four warps
+  static constexpr int sum_bytes = Outputs ? panel_sum_bytes(KeyDim / 64) : 0;
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
-    return 1024 + stages * stage + (Outputs ? 2 * value_tile : 0) + 2 * buffer_bytes;
+    return 1024 + stages * stage + (Outputs ? 2 * value_tile : 0) + 2 * buffer_bytes + parallel_blocks * sum_bytes;
   }
 
   std::uint32_t base;
@@ -48,19 +50,25 @@ struct KeyDecayTiles {
   __device__ std::uint32_t low_keys(int buffer) const {
     return base + unsigned(stages * stage + (Outputs ? 2 * value_tile : 0) + buffer * buffer_bytes);
   }
-  /// Scores of 64 keys: those of two blocks, and of up to two panels each, side by side in 16 rows.
-  __device__ std::uint32_t score_rows(int buffer, int block) const {
-    return low_keys(buffer) + unsigned(key_tile + block / 2 * block_rows);
-  }
-  static __device__ constexpr int score_unit(int block, int key_panel) { return 4 * (block % 2) + 2 * key_panel; }
+  /// The scores of a chunk's blocks, side by side in 16 rows.
+  __device__ std::uint32_t scores(int buffer) const { return low_keys(buffer) + key_tile; }
+  static __device__ constexpr int score_unit(int block) { return 2 * block; }
   __device__ std::uint32_t ages(int buffer, int block) const {
     return low_keys(buffer) + unsigned(key_tile + score_bytes + block * age_bytes);
   }
 
+  /// For sum_over_panels, of the nth of the blocks prepared at once, in two buffers in turn.
+  __device__ std::uint32_t panel_sums(int n, int turn) const {
+    return low_keys(2) + unsigned(n * sum_bytes + turn % 2 * (sum_bytes / 2));
+  }
   __device__ KeyBlock block(int place, int buffer, int block, int key_panel) const {
     const unsigned rows = unsigned(key_panel * panel + block * block_rows);
-    return {queries(place) + rows,     keys(place) + rows,           low_keys(buffer) + rows,
-            score_rows(buffer, block), score_unit(block, key_panel), ages(buffer, block) + 256u * unsigned(key_panel)};
+    return {.queries = queries(place) + rows,
+            .keys = keys(place) + rows,
+            .low = low_keys(buffer) + rows,
+            .scores = scores(buffer),
+            .score_unit = score_unit(block),
+            .ages = ages(buffer, block) + unsigned(key_panel * block_keys) * unsigned(sizeof(float))};
   }
 };
 

@@ -14,9 +14,10 @@ template <int KeyClass, int ValueWarps, int Stages>
 struct KeyDecayWarpTiles : WarpTiles<false, KeyClass, ValueWarps, KeyClass / block_keys, block_tokens, Stages> {
   using Ring = WarpTiles<false, KeyClass, ValueWarps, KeyClass / block_keys, block_tokens, Stages>;
   static constexpr int panels = KeyClass / block_keys, panel = block_tokens * 128;
+  static constexpr int sum_bytes = panel_sum_bytes(panels);
 
   /// Dynamic shared memory, with room to begin at a multiple of 128.
-  static constexpr int bytes = 128 + Ring::bytes + 2 * panels * panel + 2 * KeyClass * int(sizeof(float));
+  static constexpr int bytes = 128 + Ring::bytes + 2 * panels * panel + 2 * KeyClass * int(sizeof(float)) + sum_bytes;
 
   __device__ std::uint32_t low_keys(int chunk) const {
     return this->base + unsigned(Ring::bytes + chunk % 2 * panels * panel);
@@ -24,14 +25,18 @@ struct KeyDecayWarpTiles : WarpTiles<false, KeyClass, ValueWarps, KeyClass / blo
   __device__ std::uint32_t ages(int chunk) const {
     return this->base + unsigned(Ring::bytes + 2 * panels * panel + chunk % 2 * KeyClass * int(sizeof(float)));
   }
+  /// For sum_over_panels.
+  __device__ std::uint32_t panel_sums(int chunk) const {
+    return ages(0) + unsigned(2 * KeyClass * int(sizeof(float)) + chunk % 2 * (sum_bytes / 2));
+  }
   __device__ KeyBlock block(int chunk, int key_panel) const {
     const unsigned rows = unsigned(key_panel * panel);
-    return {this->queries(chunk) + rows,
-            this->keys(chunk) + rows,
-            low_keys(chunk) + rows,
-            this->scores(chunk),
-            2 * key_panel,
-            ages(chunk) + 256u * unsigned(key_panel)};
+    return {.queries = this->queries(chunk) + rows,
+            .keys = this->keys(chunk) + rows,
+            .low = low_keys(chunk) + rows,
+            .scores = this->scores(chunk),
+            .score_unit = 0,
+            .ages = ages(chunk) + unsigned(key_panel * block_keys) * unsigned(sizeof(float))};
   }
 };
 
@@ -56,13 +61,10 @@ __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&s
   std::uint32_t values_t[4];
   arch::load_matrices_transposed(values_t,
                                  place(tiles.values(chunk), lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2));
-#pragma unroll
-  for (int i = 0; i < Tiles::panels; ++i) {  // O += P V
-    std::uint32_t a[4];
-    arch::load_matrices(a, place(p, lane % 16, 2 * i + lane / 16));
-    arch::multiply_add<T>(output, a, values_t[0], values_t[2]);
-    arch::multiply_add<T>(output + 4, a, values_t[1], values_t[3]);
-  }
+  std::uint32_t scores[4];
+  arch::load_matrices(scores, place(p, lane % 16, lane / 16));
+  arch::multiply_add<T>(output, scores, values_t[0], values_t[2]);  // O += P V
+  arch::multiply_add<T>(output + 4, scores, values_t[1], values_t[3]);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     arch::store_shared_word(
@@ -118,22 +120,29 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     load(chunk + Stages - 1);
     if (chunk > 0) store_chunk<Ring>(rows, tiles, place, chunk - 1, thread);
   };
+  for (int i = thread; i < 2 * Tiles::score_tile / 16; i += Tiles::threads)
+    arch::store_shared_unit(tiles.scores(i % 2) + 16u * unsigned(i / 2), uint4{0, 0, 0, 0});
   for (int chunk = 0; chunk < Stages - 1; ++chunk) load(chunk);
   arch::wait_copies<Stages - 2>();
   __syncthreads();
 
   if (warp >= ValueWarps) {
-    const int key_panel = warp - ValueWarps, key = key_panel * block_keys + 2 * lane;
+    const int key_panel = warp - ValueWarps, key_of_lane = key_panel * block_keys + 2 * lane;
+    const int key = key_of_lane < pass.key_dim ? key_of_lane : 0;  // where there is none, queries and keys are zero
     const GateSource source = gates_of(pass, place);
     BlockGates gates;
-    gates.fetch(source, key, key < pass.key_dim, 0);
+    gates.fetch(source, key, 0);
     const auto prepare = [&](int chunk) {
       if (chunk >= chunks) return;
       const int first = chunk * block_tokens;
       float2 decays[block_tokens];
       const float2 age = gates.decays(decays);
-      prepare_block<T, true>(tiles.block(chunk, key_panel), decays, age, place.tokens - first, lane,
-                             [&] { gates.fetch(source, key, key < pass.key_dim, first + block_tokens); });
+      const KeyBlock block = tiles.block(chunk, key_panel);
+      BlockScores scores = prepare_block<T, true>(block, decays, age, place.tokens - first, lane,
+                                                  [&] { gates.fetch(source, key, first + block_tokens); });
+      if constexpr (Tiles::panels > 1)
+        sum_over_panels<Tiles::panels>(scores, tiles.panel_sums(chunk), key_panel, 1, lane);
+      if (key_panel == 0) store_scores<T>(scores, block, lane);
     };
     prepare(0);
     for (int chunk = 0; chunk < chunks; ++chunk) next_is_here(), turn(chunk), prepare(chunk + 1);
