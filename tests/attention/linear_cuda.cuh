@@ -90,7 +90,8 @@ inline Shape shape_of(Index tokens, Index key_dim, Index value_dim, Index heads 
 TEST_CASE_TEMPLATE("any number of tokens", M, CHELA_MEMBERS) {
   for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 200, 1000}) {
     CAPTURE(tokens);
-    const Problem<TestElement, M::decay, M::rule> p(shape_of(tokens, 64, 64)), large(shape_of(tokens, 128, 128, 1));
+    const Index heads = tokens < 100 ? 4 : 1;  // numbers enough for a mean error
+    const Problem<TestElement, M::decay, M::rule> p(shape_of(tokens, 64, 64)), large(shape_of(tokens, 128, 128, heads));
     const double bound = tensor_core_tolerance<TestElement>();
     CHECK(error_of<LinearPolicy{}>(p) < bound);
     CHECK(error_of<LinearPolicy{}>(large) < bound);

@@ -13,7 +13,7 @@
 // cuts once they are decayed over half a block more. All factors are products of the a, so no exponential but the a
 // themselves is formed, nothing can overflow, and a reset (a = 0) is no special case.
 //
-// Rounding: X is cut to 10 bits behind the point. Queries and keys leave as 16-bit elements, keys in two parts so that
+// Rounding: X is cut to 10 bits behind the point (with __half, no less exact than it). Queries and keys leave as 16-bit elements, keys in two parts so that
 // what is written into the state loses nothing.
 #include "chela/cuda/arch/mma.cuh"
 #include "chela/cuda/attention/gates.cuh"
@@ -51,8 +51,9 @@ class BlockGates {
 
   /// The decays, and the logarithm (of base 2) of their product. A sum is better than a product here: decays next to 1
   /// are held with few bits, and ages meet again and again.
-  __device__ float2 decays(float2 (&a)[block_tokens]) const {
-    constexpr float log2_e = 1.44269504f;
+  __device__ float2 decays(float2 (&a)[block_tokens], int lane) const {
+    // By way of another lane, or the compiler would let the work before this wait for the log-decays.
+    const float log2_e = __shfl_sync(~0u, lane == 0 ? 1.44269504f : 0.f, 0);
     float2 sum = {0, 0};
 #pragma unroll
     for (int t = 0; t < block_tokens; ++t) {
@@ -137,25 +138,43 @@ __device__ void meet_themselves(BlockScores& scores, const BlockLane& at, int la
   scores.x[7] = odd ? early[1] : early[0], scores.x[8] = odd ? late[3] : late[2];
 }
 
-/// Scores across the cuts into `Half` tokens.
-template <int Half>
+/// Scores across the cuts into `Half` tokens. The product cuts floats to 10 bits behind the point. That is three more than
+/// bfloat16 has, but for __half queries must be rounded to them, and keys come a second time with what was cut off.
+template <class T, int Half>
 __device__ void meet_across(BlockScores& scores, const float2 (&q)[block_tokens], const float2 (&k)[block_tokens],
                             const BlockLane& at, int lane) {
-  __syncwarp();
+  constexpr bool two_parts = std::is_same_v<T, __half>;
+  constexpr std::uint32_t cut_off = (1u << 13) - 1;
+  const auto store = [&](int t, std::uint32_t x, std::uint32_t y) {
+    const int row = t / (2 * Half) * Half + t % Half + (t & Half ? 0 : 8);
+    arch::store_shared_word(BlockLane::row(at.queries, row), x);
+    arch::store_shared_word(BlockLane::row(at.keys, row), y);
+  };
+  float sums[2][4] = {};  // two, since each product waits for the one before
+  const auto add_products = [&] {
+    __syncwarp();
+#pragma unroll
+    for (unsigned i = 0; i < 8; ++i) {
+      std::uint32_t x[4];
+      arch::load_matrices(x, (i < 4 ? at.query_matrix : at.key_matrix) ^ (i % 4 << 5));
+      arch::multiply_add_floats(sums[i % 2], x, x[1], x[3]);
+    }
+    __syncwarp();
+  };
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
-    const int row = t / (2 * Half) * Half + t % Half + (t & Half ? 0 : 8);
     const float2 x = t & Half ? q[t] : k[t];
-    arch::store_shared_word(BlockLane::row(at.queries, row), __float_as_uint(x.x));
-    arch::store_shared_word(BlockLane::row(at.keys, row), __float_as_uint(x.y));
+    constexpr std::uint32_t up = two_parts ? (cut_off + 1) / 2 : 0;
+    const std::uint32_t rounding = t & Half ? up : 0;
+    store(t, __float_as_uint(x.x) + rounding, __float_as_uint(x.y) + rounding);
   }
-  __syncwarp();
-  float sums[2][4] = {};  // two, since each product waits for the one before
+  add_products();
+  if constexpr (two_parts) {
+    const auto rest = [](float x) { return __float_as_uint(x - __uint_as_float(__float_as_uint(x) & ~cut_off)); };
 #pragma unroll
-  for (unsigned i = 0; i < 8; ++i) {
-    std::uint32_t x[4];
-    arch::load_matrices(x, (i < 4 ? at.query_matrix : at.key_matrix) ^ (i % 4 << 5));
-    arch::multiply_add_floats(sums[i % 2], x, x[1], x[3]);
+    for (int t = 0; t < block_tokens; ++t)
+      if (!(t & Half)) store(t, rest(k[t].x), rest(k[t].y));
+    add_products();
   }
   const float first = sums[0][0] + sums[1][0], second = sums[0][1] + sums[1][1];
   if constexpr (Half == 1) {
@@ -213,21 +232,27 @@ __device__ void sum_over_panels(BlockScores& scores, std::uint32_t memory, int k
 /// Bytes of that memory, for two blocks in turn.
 constexpr int panel_sum_bytes(int panels) { return 2 * (panels - 1) * BlockScores::count * 32 * int(sizeof(float)); }
 
-/// Makes of a block's queries and keys (only these without Outputs) what the step needs, in place, and returns the scores
+/// Two keys rounded, and what rounding took from them.
+template <class T>
+__device__ void store_key(float2 k, std::uint32_t to, std::uint32_t low_to) {
+  const std::uint32_t high = arch::pack<T>(k.x, k.y);
+  const float2 taken = arch::unpack<T>(high);
+  arch::store_shared_word(to, high);
+  arch::store_shared_word(low_to, arch::pack<T>(k.x - taken.x, k.y - taken.y));
+}
+
+/// Makes of a block's queries and keys what the step needs, in place, and returns the scores
 /// over its 64 keys. Keys past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to
-/// others. meanwhile() is called once the decays are no longer needed, with much of the work still to come.
-template <class T, bool Outputs, class F>
-__device__ BlockScores prepare_block(const KeyBlock& block, const float2 (&decays)[block_tokens], float2 log2_age,
-                                     int tokens, int lane, F meanwhile) {
+/// others. meanwhile() is called once the gates are no longer needed, with much of the work still to come.
+template <class T, class F>
+__device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& gates, int tokens, int lane,
+                                     F meanwhile) {
   const BlockLane at(block, lane);
   float2 q[block_tokens], k[block_tokens];
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
     k[t] = arch::unpack<T>(arch::load_shared_word(BlockLane::row(at.keys, t)));
-    if constexpr (Outputs) {
-      q[t] = arch::unpack<T>(arch::load_shared_word(BlockLane::row(at.queries, t)));
-      multiply(q[t], decays[t]);
-    }
+    q[t] = arch::unpack<T>(arch::load_shared_word(BlockLane::row(at.queries, t)));
   }
   if (tokens < block_tokens) {
 #pragma unroll
@@ -235,40 +260,42 @@ __device__ BlockScores prepare_block(const KeyBlock& block, const float2 (&decay
       if (t >= tokens) k[t] = {0, 0};
   }
   BlockScores scores{};
-  if constexpr (Outputs) meet_themselves<T>(scores, at, lane);
+  meet_themselves<T>(scores, at, lane);
+  __syncwarp();
 
+  float2 decays[block_tokens];
+  const float2 log2_age = gates.decays(decays, lane);
+#pragma unroll
+  for (int t = 0; t < block_tokens; ++t) multiply(q[t], decays[t]);
   float2 twos[8], fours[4], eights[2];
-  if constexpr (Outputs) meet_across<1>(scores, q, k, at, lane), widen<1, true>(q, decays);
+  meet_across<T, 1>(scores, q, k, at, lane), widen<1, true>(q, decays);
   widen<1, false>(k, decays), join<1>(twos, decays);
   meanwhile();
-  if constexpr (Outputs) meet_across<2>(scores, q, k, at, lane), widen<2, true>(q, twos);
+  meet_across<T, 2>(scores, q, k, at, lane), widen<2, true>(q, twos);
   widen<2, false>(k, twos), join<2>(fours, twos);
-  if constexpr (Outputs) meet_across<4>(scores, q, k, at, lane), widen<4, true>(q, fours);
+  meet_across<T, 4>(scores, q, k, at, lane), widen<4, true>(q, fours);
   widen<4, false>(k, fours), join<4>(eights, fours);
-  if constexpr (Outputs) meet_across<8>(scores, q, k, at, lane), widen<8, true>(q, eights);
+  meet_across<T, 8>(scores, q, k, at, lane), widen<8, true>(q, eights);
   widen<8, false>(k, eights);
 
-  __syncwarp();
   const std::uint32_t low = block.low + 4u * unsigned(lane);
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
-    if constexpr (Outputs) arch::store_shared_word(BlockLane::row(at.queries, t), arch::pack<T>(q[t].x, q[t].y));
-    const std::uint32_t high = arch::pack<T>(k[t].x, k[t].y);
-    const float2 taken = arch::unpack<T>(high);
-    arch::store_shared_word(BlockLane::row(at.keys, t), high);
-    arch::store_shared_word(BlockLane::row(low, t), arch::pack<T>(k[t].x - taken.x, k[t].y - taken.y));
+    arch::store_shared_word(BlockLane::row(at.queries, t), arch::pack<T>(q[t].x, q[t].y));
+    store_key<T>(k[t], BlockLane::row(at.keys, t), BlockLane::row(low, t));
   }
   arch::store_shared_float2(block.ages + 8u * unsigned(lane), arch::exp2_flushed(log2_age.x),
                             arch::exp2_flushed(log2_age.y));
   return scores;
 }
 
-/// Columns (keys) of a lane's part of S^T, in the layout of products, times their ages.
+/// Columns (keys) of a lane's part of S^T, in the layout of products, times their ages, of which the address is that of the
+/// lane's first key, 2 (lane % 4).
 template <int Registers>
-__device__ void age_state(float (&state_t)[Registers], std::uint32_t ages, int lane) {
+__device__ void age_state(float (&state_t)[Registers], std::uint32_t ages_from_key) {
 #pragma unroll
   for (int j = 0; j < Registers / 4; ++j) {
-    const float2 age = arch::load_shared_float2(ages + unsigned(32 * j + 8 * (lane % 4)));
+    const float2 age = arch::load_shared_float2(ages_from_key + unsigned(32 * j));
     state_t[4 * j] *= age.x, state_t[4 * j + 1] *= age.y;
     state_t[4 * j + 2] *= age.x, state_t[4 * j + 3] *= age.y;
   }

@@ -2,6 +2,7 @@
 // The launches of linear attention with a decay per key.
 #include "chela/attention/linear.hpp"
 #include "chela/cuda/attention/key_decay_pass.cuh"
+#include "chela/cuda/attention/key_decay_sums.cuh"
 #include "chela/cuda/attention/key_decay_warp_pass.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
 
@@ -10,7 +11,7 @@ namespace chela::cuda::detail {
 template <class T, RuleKind R, class F>
 Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
                                    const LinearPass& pass, cudaStream_t stream) {
-  constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(float[4][block_keys]));
+  constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(WarpLogSums));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
     kernel_args.output = args.o, kernel_args.pass = pass;
@@ -23,26 +24,29 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
       return s;
     LinearPass& p = kernel_args.pass;
     p.value_tiles = int(plan.shape.value_dim) / (64 * ValueGroups);
-    const auto launch_pass = [&]<bool Outputs>(const WarpgroupPass<T>& a, Index heads, int segments) {
-      const int bytes = KeyDecayTiles<KeyDim, ValueGroups, Outputs>::bytes(a.pass.stages);
+    const auto launch_kernel = [&](auto kernel, int bytes, const WarpgroupPass<T>& a, Index heads, int segments) {
       if (bytes + static_bytes > plan.device.shared_bytes)
         return Status{Code::unsupported,
                       "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-      return launch(key_decay_pass<T, KeyDim, ValueGroups, Outputs>,
-                    dim3(unsigned(plan.sequences * p.value_tiles * heads), unsigned(segments)), 128 * (1 + ValueGroups),
-                    bytes, stream, a);
+      return launch(kernel, dim3(unsigned(plan.sequences * p.value_tiles * heads), unsigned(segments)),
+                    128 * (1 + ValueGroups), bytes, stream, a);
     };
 
     if (pass.segments > 1) {
       WarpgroupPass<T> sums = kernel_args;
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
       sums.pass.stages = 4;
-      if (Status s = launch_pass.template operator()<false>(sums, plan.shape.state_heads(), pass.segments - 1); !s.ok())
+      if (Status s = launch_kernel(key_decay_segment_sums<T, KeyDim, ValueGroups>,
+                                   KeyDecayTiles<KeyDim, ValueGroups, false>::bytes(sums.pass.stages), sums,
+                                   plan.shape.state_heads(), pass.segments - 1);
+          !s.ok())
         return s;
     }
     if (plan.staged)
       if (Status s = launch_scan<KeyDecay>(p, stream); !s.ok()) return s;
-    return launch_pass.template operator()<true>(kernel_args, plan.shape.output_heads(), pass.segments);
+    return launch_kernel(key_decay_pass<T, KeyDim, ValueGroups>,
+                         KeyDecayTiles<KeyDim, ValueGroups, true>::bytes(pass.stages), kernel_args,
+                         plan.shape.output_heads(), pass.segments);
   });
 }
 

@@ -72,4 +72,56 @@ struct KeyDecayTiles {
   }
 };
 
+/// The copies of chunks to come, started by one thread, which knows when a place of the ring is free.
+template <class T, bool Outputs, class Tiles>
+class KeyDecayLoader {
+ public:
+  __device__ KeyDecayLoader(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
+                            const Place& place, bool loads)
+      : args_(args),
+        tiles_(tiles),
+        barriers_(barriers),
+        place_(place),
+        chunk_(loads ? place.first_chunk : place.end_chunk) {}
+
+  __device__ void load_next() {
+    if (chunk_ >= place_.end_chunk) return;
+    const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
+    arch::arrive_expecting(loaded, Tiles::stage);
+    const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
+    if constexpr (Outputs)
+      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
+    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
+    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
+                      place_.value_head, batch);
+    at_.advance(tiles_.stages);
+    ++chunk_;
+  }
+
+ private:
+  const WarpgroupPass<T>& args_;
+  const Tiles& tiles_;
+  KeyDecayBarriers& barriers_;
+  const Place& place_;
+  int chunk_;
+  RingPosition at_;
+};
+
+/// One thread prepares all barriers; every thread calls. A block is prepared and a buffer released by so many
+/// threads.
+__device__ inline void init_barriers(KeyDecayBarriers& barriers, int stages, int preparing, int releasing) {
+  if (threadIdx.x == 0) {
+    const auto init = [](std::uint64_t& barrier, int arrivals) {
+      arch::init_barrier(arch::shared_address(&barrier), arrivals);
+    };
+    for (int i = 0; i < stages; ++i) init(barriers.loaded[i], 1);
+    for (int i = 0; i < 2; ++i) {
+      init(barriers.released[i], releasing);
+      for (int block = 0; block < chunk_blocks; ++block) init(barriers.prepared[i][block], preparing);
+    }
+    arch::fence_barriers();
+  }
+  __syncthreads();
+}
+
 }  // namespace chela::cuda::detail

@@ -71,7 +71,7 @@ __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&s
         place(tiles.output(chunk), lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4u * unsigned(lane % 4),
         arch::pack<T>(pass.scale * output[2 * i], pass.scale * output[2 * i + 1]));
 
-  age_state(state_t, tiles.ages(chunk), lane);
+  age_state(state_t, tiles.ages(chunk) + 8u * unsigned(lane % 4));
   const auto add_products = [&](std::uint32_t keys) {  // S^T += V^T K
 #pragma unroll
     for (int j = 0; j < Registers / 4; j += 2) {
@@ -135,11 +135,9 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     const auto prepare = [&](int chunk) {
       if (chunk >= chunks) return;
       const int first = chunk * block_tokens;
-      float2 decays[block_tokens];
-      const float2 age = gates.decays(decays);
       const KeyBlock block = tiles.block(chunk, key_panel);
-      BlockScores scores = prepare_block<T, true>(block, decays, age, place.tokens - first, lane,
-                                                  [&] { gates.fetch(source, key, first + block_tokens); });
+      BlockScores scores = prepare_block<T>(block, gates, place.tokens - first, lane,
+                                            [&] { gates.fetch(source, key, first + block_tokens); });
       if constexpr (Tiles::panels > 1)
         sum_over_panels<Tiles::panels>(scores, tiles.panel_sums(chunk), key_panel, 1, lane);
       if (key_panel == 0) store_scores<T>(scores, block, lane);

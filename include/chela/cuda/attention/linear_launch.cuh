@@ -113,7 +113,7 @@ Status has_warpgroup_kernels(bool& there) {
   cudaFuncAttributes attributes{};
   cudaError_t error = cudaSuccess;
   if constexpr (std::is_same_v<D, KeyDecay>)
-    error = cudaFuncGetAttributes(&attributes, key_decay_pass<T, 64, 1, true>);
+    error = cudaFuncGetAttributes(&attributes, key_decay_pass<T, 64, 1>);
   else
     error = cudaFuncGetAttributes(&attributes, warpgroup_pass<T, D, 64, 1>);
   there = error == cudaSuccess && attributes.sharedSizeBytes >= sizeof(std::uint64_t[most_stages]);
