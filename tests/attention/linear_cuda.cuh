@@ -1,6 +1,7 @@
 #pragma once
-// Linear attention on a GPU, for the element type and decays that the including file names: TestElement, CHELA_MEMBERS for
-// the test cases that try all members, test_decay for those that try one, plain_decay where its kind matters little.
+// Linear attention on a GPU, for the element type and decays that the including file names: TestElement, CHELA_MEMBERS
+// for the test cases that try all members, test_decay for those that try one, plain_decay where its kind matters
+// little.
 #include <doctest/doctest.h>
 
 #include <string>

@@ -30,8 +30,8 @@ __device__ inline void multiply_add(float* d, const std::uint32_t (&a)[4], std::
   }
 }
 
-/// d [16, 8] += a [16, 8] b [8, 8] of floats, each cut to 10 bits behind the point. With g = lane / 4 and c = lane % 4, a
-/// float at a time:
+/// d [16, 8] += a [16, 8] b [8, 8] of floats, each cut to 10 bits behind the point. With g = lane / 4 and c = lane % 4,
+/// a float at a time:
 ///   a   (g, c), (g + 8, c), (g, c + 4), (g + 8, c + 4)        load_matrices of a, its floats taken for pairs
 ///   b   (c, g), (c + 4, g)
 /// and d as above, so that a's first and third registers are b for the product with a's first 8 rows, transposed, and

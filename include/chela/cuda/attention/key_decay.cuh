@@ -7,14 +7,14 @@
 //           k_s *= exp(G - b_s)                              what is left of a token at the end of the block
 //   age     exp(G)                                           on the earlier state
 //
-// Scores by halving: two tokens s < t are parted by one of the cuts of 16 into 8 and 8, of these into 4 and 4, and so on.
-// With every query after a cut decayed from the cut, every key before it decayed up to the cut, and these as rows of one
-// matrix X, the scores across all cuts of one size are entries of X X^T, and the same numbers serve for the next larger
-// cuts once they are decayed over half a block more. All factors are products of the a, so no exponential but the a
-// themselves is formed, nothing can overflow, and a reset (a = 0) is no special case.
+// Scores by halving: two tokens s < t are parted by one of the cuts of 16 into 8 and 8, of these into 4 and 4, and so
+// on. With every query after a cut decayed from the cut, every key before it decayed up to the cut, and these as rows
+// of one matrix X, the scores across all cuts of one size are entries of X X^T, and the same numbers serve for the next
+// larger cuts once they are decayed over half a block more. All factors are products of the a, so no exponential but
+// the a themselves is formed, nothing can overflow, and a reset (a = 0) is no special case.
 //
-// Rounding: X is cut to 10 bits behind the point (with __half, no less exact than it). Queries and keys leave as 16-bit elements, keys in two parts so that
-// what is written into the state loses nothing.
+// Rounding: X is cut to 10 bits behind the point (with __half it loses no more than rounding to __half would). Queries
+// and keys leave as 16-bit elements, keys in two parts so that what is written into the state loses nothing.
 #include "chela/cuda/arch/mma.cuh"
 #include "chela/cuda/attention/gates.cuh"
 
@@ -92,7 +92,8 @@ __device__ void join(float2 (&joined)[block_tokens / Half / 2], const float2 (&p
 }
 
 /// Addresses of one lane, of its keys 2 l and 2 l + 1 in row 0: as a pair of 16-bit elements of the queries and of the
-/// keys; or, where a row of X takes their places, as float l of the first 32 (keys with an even number) and of the others.
+/// keys; or, where a row of X takes their places, as float l of the first 32 (keys with an even number) and of the
+/// others.
 struct BlockLane {
   std::uint32_t queries, keys;
   std::uint32_t query_matrix, key_matrix;  ///< its row for load_matrices
@@ -113,13 +114,14 @@ struct BlockLane {
 };
 
 /// What a lane has of a block's scores. X has the queries after cuts in its first 8 rows, the keys before them in the
-/// others, so that all scores across cuts of one size come out of one product [8, 8] of which the lane has query lane / 4
-/// and keys 2 (lane % 4) and the next. Only where both are beside the same cut is it one of the scores. Of a token with
-/// the next and with itself the lanes with lane / 8 == lane % 4 have one score each.
+/// others, so that all scores across cuts of one size come out of one product [8, 8] of which the lane has query lane /
+/// 4 and keys 2 (lane % 4) and the next. Only where both are beside the same cut is it one of the scores. Of a token
+/// with the next and with itself the lanes with lane / 8 == lane % 4 have one score each.
 struct BlockScores {
   static constexpr int count = 9;
-  float
-      x[count];  ///< across cuts into 8 tokens (two), 4 (two), 2 (two), 1; with itself, of tokens up to 7 and from 8 on
+  /// Across cuts into 8 tokens (two scores), 4 (two), 2 (two) and 1 (one); with itself, of a token up to 7 and one from
+  /// 8 on.
+  float x[count];
 };
 
 /// Scores of queries with keys of their own token: there is no decay between them.
@@ -138,8 +140,9 @@ __device__ void meet_themselves(BlockScores& scores, const BlockLane& at, int la
   scores.x[7] = odd ? early[1] : early[0], scores.x[8] = odd ? late[3] : late[2];
 }
 
-/// Scores across the cuts into `Half` tokens. The product cuts floats to 10 bits behind the point. That is three more than
-/// bfloat16 has, but for __half queries must be rounded to them, and keys come a second time with what was cut off.
+/// Scores across the cuts into `Half` tokens. The product cuts floats to 10 bits behind the point. That is three more
+/// than bfloat16 has, but for __half queries must be rounded to them, and keys come a second time with what was cut
+/// off.
 template <class T, int Half>
 __device__ void meet_across(BlockScores& scores, const float2 (&q)[block_tokens], const float2 (&k)[block_tokens],
                             const BlockLane& at, int lane) {
@@ -185,8 +188,8 @@ __device__ void meet_across(BlockScores& scores, const float2 (&q)[block_tokens]
   }
 }
 
-/// Writes a block's scores [16 queries, 16 keys], except for those of keys after their query: these places must hold zeros
-/// already.
+/// Writes a block's scores [16 queries, 16 keys], except for those of keys after their query: these places must hold
+/// zeros already.
 template <class T>
 __device__ void store_scores(const BlockScores& scores, const KeyBlock& block, int lane) {
   const int query = lane / 4, column = lane % 4;
@@ -210,8 +213,8 @@ __device__ void store_scores(const BlockScores& scores, const KeyBlock& block, i
   }
 }
 
-/// Sums the scores over all panels of 64 keys: those of panel 0 are complete after. `memory` holds the others' parts and
-/// must be another for the next block. All warps of a block of tokens, at a barrier of their own.
+/// Sums the scores over all panels of 64 keys: those of panel 0 are complete after. `memory` holds the others' parts
+/// and must be another for the next block. All warps of a block of tokens, at a barrier of their own.
 template <int Panels>
 __device__ void sum_over_panels(BlockScores& scores, std::uint32_t memory, int key_panel, int barrier, int lane) {
   constexpr int row = 32 * int(sizeof(float));
@@ -241,9 +244,9 @@ __device__ void store_key(float2 k, std::uint32_t to, std::uint32_t low_to) {
   arch::store_shared_word(low_to, arch::pack<T>(k.x - taken.x, k.y - taken.y));
 }
 
-/// Makes of a block's queries and keys what the step needs, in place, and returns the scores
-/// over its 64 keys. Keys past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to
-/// others. meanwhile() is called once the gates are no longer needed, with much of the work still to come.
+/// Makes of a block's queries and keys what the step needs, in place, and returns the scores over its 64 keys. Keys
+/// past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to others. meanwhile()
+/// is called once the gates are no longer needed, with much of the work still to come.
 template <class T, class F>
 __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& gates, int tokens, int lane,
                                      F meanwhile) {
@@ -289,8 +292,8 @@ __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& ga
   return scores;
 }
 
-/// Columns (keys) of a lane's part of S^T, in the layout of products, times their ages, of which the address is that of the
-/// lane's first key, 2 (lane % 4).
+/// Columns (keys) of a lane's part of S^T, in the layout of products, times their ages, of which the address is that of
+/// the lane's first key, 2 (lane % 4).
 template <int Registers>
 __device__ void age_state(float (&state_t)[Registers], std::uint32_t ages_from_key) {
 #pragma unroll

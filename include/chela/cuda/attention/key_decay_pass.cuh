@@ -1,14 +1,14 @@
 #pragma once
-// Linear attention with a decay per key on warpgroups (sm_90a), one block of threads per head and tile of value columns.
-// The state advances by blocks of 16 tokens (key_decay.cuh):
+// Linear attention with a decay per key on warpgroups (sm_90a), one block of threads per head and tile of value
+// columns. The state advances by blocks of 16 tokens (key_decay.cuh):
 //
 //   O^T  = S^T Q^T + V^T P^T
 //   S^T  = S^T age + V^T K
 //
-// with queries, keys and scores decayed and S^T in registers, where ages are factors of its columns. Warpgroup 0 prepares
-// the blocks one chunk ahead of the others and starts the copies; each other warpgroup has 64 value columns. In chunks of
-// 64 tokens there would be a quarter of these steps, but six more products between blocks, and queries and keys would be
-// wanted both from their block's and from their chunk's beginning or end.
+// with queries, keys and scores decayed and S^T in registers, where ages are factors of its columns. Warpgroup 0
+// prepares the blocks one chunk ahead of the others and starts the copies; each other warpgroup has 64 value columns.
+// In chunks of 64 tokens there would be a quarter of these steps, but six more products between blocks, and queries and
+// keys would be wanted both from their block's and from their chunk's beginning or end.
 #include "chela/cuda/arch/warpgroup.cuh"
 #include "chela/cuda/attention/key_decay_tiles.cuh"
 #include "chela/cuda/attention/warpgroup_pass.cuh"

@@ -1,7 +1,7 @@
 #pragma once
-// Segments of a sequence with a decay per key (segment_states.cuh): what each adds to the state, and what it leaves of an
-// earlier one, for each key. Without outputs there is no need to stop inside a chunk of 64 tokens: every key is decayed up
-// to the chunk's end, by products of the decays after it.
+// Segments of a sequence with a decay per key (segment_states.cuh): what each adds to the state, and what it leaves of
+// an earlier one, for each key. Without outputs there is no need to stop inside a chunk of 64 tokens: every key is
+// decayed up to the chunk's end, by products of the decays after it.
 #include "chela/cuda/arch/warpgroup.cuh"
 #include "chela/cuda/attention/key_decay_tiles.cuh"
 
@@ -10,8 +10,8 @@ namespace chela::cuda::detail {
 /// Sums of log-decays, of each warp's keys over its tokens: of two chunks in turn.
 using WarpLogSums = float2[2][4][32];
 
-/// Warpgroup 0: each warp takes one panel of keys, and a half (with two panels) or a quarter of the chunk's tokens. Returns
-/// the sum of the warp's log-decays in the segment.
+/// Warpgroup 0: each warp takes one panel of keys, and a half (with two panels) or a quarter of the chunk's tokens.
+/// Returns the sum of the warp's log-decays in the segment.
 template <class T, int KeyDim, class Tiles>
 __device__ float2 prepare_segment_keys(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
                                        const Place& place, WarpLogSums& sums, int thread) {

@@ -16,8 +16,8 @@ struct KeyDecayBarriers {
   std::uint64_t prepared[2][chunk_blocks];
 };
 
-/// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>). Beside the ring there are two buffers
-/// in turn for what belongs to a chunk: the second parts of its keys, the blocks' scores, the blocks' ages.
+/// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>). Beside the ring there are two
+/// buffers in turn for what belongs to a chunk: the second parts of its keys, the blocks' scores, the blocks' ages.
 template <int KeyDim, int ValueGroups, bool Outputs>
 struct KeyDecayTiles {
   static constexpr int panel = chunk_len * 128, block_rows = block_tokens * 128;

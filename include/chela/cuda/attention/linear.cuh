@@ -1,6 +1,6 @@
 #pragma once
-// Linear attention on NVIDIA GPUs: causal, additive rule, any decay (attention/linear.hpp has the equations and the argument
-// struct).
+// Linear attention on NVIDIA GPUs: causal, additive rule, any decay (attention/linear.hpp has the equations and the
+// argument struct).
 //
 // Elements are __nv_bfloat16 or __half; log-decays and states are float. Products are of 16-bit operands summed in
 // float: queries, keys and values as they are, and scores, states and values (with a decay per key: queries and keys)
@@ -27,8 +27,8 @@ std::size_t workspace_bytes(const LinearAttentionArgs<T, D, R, F>& args) {
 /// Queues the pass on `stream` and returns. Allocates nothing, waits for nothing, can be captured into a graph. key_dim
 /// and value_dim are multiples of 16 up to 256; last strides are 1, other strides of q, k, v and o multiples of 8,
 /// their data 16-byte aligned. cu_seqlens and state_slots are device memory, read by the kernels and not checked.
-/// Log-decays per key have a last stride of 1, other strides even, and are 8-byte aligned. boundary_every is a multiple of
-/// 64. Of gates only those <= 0 are legal; -infinity resets the state.
+/// Log-decays per key have a last stride of 1, other strides even, and are 8-byte aligned. boundary_every is a multiple
+/// of 64. Of gates only those <= 0 are legal; -infinity resets the state.
 ///
 /// The same arguments give the same bits on every run. A call is bitwise what calls in pieces of whole chunks of 64
 /// tokens give if both have as many segments: LinearPolicy{.segments = 1} makes sure.
