@@ -28,6 +28,9 @@ struct WithoutDecay {
 struct ScalarDecay {
   static constexpr bool decays = true;
 };
+struct KeyDecay {  // key_decay.cuh
+  static constexpr bool decays = true;
+};
 
 /// Tokens of one chunk.
 inline constexpr int chunk_len = 64;

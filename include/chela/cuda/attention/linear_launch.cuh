@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "chela/attention/linear.hpp"
+#include "chela/cuda/attention/key_decay_pass.cuh"
 #include "chela/cuda/attention/linear_tuning.cuh"
 #include "chela/cuda/attention/segment_states.cuh"
 #include "chela/cuda/attention/warp_pass.cuh"
@@ -15,7 +16,8 @@
 namespace chela::cuda::detail {
 
 template <DecayKind D>
-using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay, ScalarDecay>;
+using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay,
+                                   std::conditional_t<D == DecayKind::per_key, KeyDecay, ScalarDecay>>;
 
 /// Rows of 16-byte units: what every kernel loads and stores.
 template <class T>
@@ -23,6 +25,17 @@ constexpr bool has_aligned_rows(TensorView<T, 4> view) {
   for (int axis = 0; axis < 3; ++axis)
     if (view.extents[axis] > 1 && view.strides[axis] % 8 != 0) return false;
   return unit_last_stride(view) && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+}
+
+/// Pairs of floats that can be loaded at once: how the kernels read log-decays per key. Other kinds may lie anyhow.
+template <class G, int Rank>
+constexpr bool has_aligned_pairs(TensorView<G, Rank> log_decay) {
+  if constexpr (Rank == 4) {
+    for (int axis = 0; axis < 3; ++axis)
+      if (log_decay.extents[axis] > 1 && log_decay.strides[axis] % 2 != 0) return false;
+    return unit_last_stride(log_decay) && reinterpret_cast<std::uintptr_t>(log_decay.data) % 8 == 0;
+  }
+  return true;
 }
 
 /// Refuses what the contract allows and the GPU does not.
@@ -50,6 +63,8 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
               "v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
       require(has_aligned_rows(args.o), Code::bad_stride,
               "o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+      require(has_aligned_pairs(args.log_decay), Code::bad_stride,
+              "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
       require(s.tokens < most_tokens, Code::unsupported,
               "the token extent must be below 2^30 on the GPU; call in pieces, passing the state"),
       require(sequences_of(args).size() <= most_blocks / (4 * s.output_heads()), Code::unsupported,
@@ -63,11 +78,12 @@ struct LinearPlan {
   Device device;
   Instructions instructions = Instructions::warp;
   LinearSchedule schedule;
+  Index ages = 1;       ///< numbers that say what a segment leaves of a state: one, or one for each key
   bool staged = false;  ///< the pass begins from states that a kernel before it put into the workspace
 
   Index states() const { return staged ? schedule.segments * sequences * shape.state_heads() : 0; }
   std::size_t workspace_bytes() const {
-    return std::size_t(states()) * std::size_t(shape.key_dim * shape.value_dim + 1) * sizeof(float);
+    return std::size_t(states()) * std::size_t(shape.key_dim * shape.value_dim + ages) * sizeof(float);
   }
 };
 
@@ -95,8 +111,12 @@ bool may_overlap(TensorView<A, Rank> a, TensorView<B, Rank> b) {
 template <class T, class D>
 Status has_warpgroup_kernels(bool& there) {
   cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, warpgroup_pass<T, D, 64, 1>);
-  there = error == cudaSuccess && attributes.sharedSizeBytes >= sizeof(WarpgroupBarriers);
+  cudaError_t error = cudaSuccess;
+  if constexpr (std::is_same_v<D, KeyDecay>)
+    error = cudaFuncGetAttributes(&attributes, key_decay_pass<T, 64, 1>);
+  else
+    error = cudaFuncGetAttributes(&attributes, warpgroup_pass<T, D, 64, 1>);
+  there = error == cudaSuccess && attributes.sharedSizeBytes >= sizeof(std::uint64_t[most_stages]);
   return from_cuda(error);
 }
 
@@ -105,6 +125,7 @@ Status plan_linear(const LinearAttentionArgs<T, D, R, F>& args, LinearPlan& plan
   constexpr LinearPolicy policy = LinearPolicyConstant<P>::value;
   plan.shape = linear_attention_shape(args.q, args.k, args.v);
   plan.sequences = sequences_of(args).size();
+  if (D == DecayKind::per_key) plan.ages = plan.shape.key_dim;
   if (Status s = current_device(plan.device); !s.ok()) return s;
 
   if constexpr (policy.instructions != Instructions::warp) {
@@ -121,7 +142,9 @@ Status plan_linear(const LinearAttentionArgs<T, D, R, F>& args, LinearPlan& plan
               "value_dim 64 or 128, and positive strides; Instructions::automatic takes what there is"};
   }
   if (plan.instructions == Instructions::warpgroup)
-    plan.schedule = tuned_warpgroup_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy);
+    plan.schedule = D == DecayKind::per_key
+                        ? tuned_key_decay_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy)
+                        : tuned_warpgroup_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy);
   const bool shared_states = plan.shape.output_heads() > plan.shape.state_heads();
   plan.staged = plan.schedule.segments > 1 ||
                 (shared_states && may_overlap(key_major<F>(args.initial_state), key_major<F>(args.final_state)));

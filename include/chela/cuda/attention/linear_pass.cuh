@@ -44,7 +44,8 @@ struct LinearPass {
   int boundary_every = 1;                         ///< tokens from one boundary to the next
   TensorView<float, 5> segment_states = {};    ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
                                                ///< states at the segments' beginnings
-  float* segment_ages = nullptr;               ///< [segment, sequence, state_head]: what is left of an earlier state
+  float* segment_ages = nullptr;               ///< [segment, sequence, state_head], with a decay per key also
+                                               ///< [key_dim]: what is left of an earlier state
   float initial_factor = 1, final_factor = 1;  ///< of the initial state as it enters, and of the final one
   DecaySums sums = {};
 };

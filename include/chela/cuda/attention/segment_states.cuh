@@ -121,7 +121,9 @@ __global__ void scan_segments(const __grid_constant__ LinearPass pass) {
     const float added = segment + 1 < pass.segments ? place : 0.f;
     place = sum;
     if constexpr (D::decays) {
-      if (segment + 1 < pass.segments) sum *= pass.segment_ages[segment * states.extents[1] * heads + state];
+      const Index before = segment * states.extents[1] * heads + state;
+      if (segment + 1 < pass.segments)
+        sum *= pass.segment_ages[std::is_same_v<D, KeyDecay> ? before * pass.key_dim + key : before];
     }
     sum += added;
   }
