@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     new (rows_memory) WarpRows<T>{{args.q, place, place.query_head, 0},
                                   {args.k, place, place.key_head, 0},
                                   {args.v, place, place.value_head, place.value_begin},
-                                  {args.o, place, place.head, place.value_begin}};
+                                  {args.o, place, place.head, place.value_begin},
+                                  {args.primal, place, place.head, place.value_begin}};
   }
   __syncthreads();
   const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int chunks = (place.tokens + block_tokens - 1) / block_tokens;
   const auto load = [&](int chunk) {
-    if (chunk < chunks) load_chunk<Ring, T, WithoutDecay>(pass, rows, tiles, place, chunk, thread);
+    if (chunk < chunks) load_chunk<Ring, T, WithoutDecay>(pass, rows, tiles, place, chunk, chunk, thread);
     arch::commit_copies();
   };
   const auto next_is_here = [&] {
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
   };
   const auto turn = [&](int chunk) {  // what every warp does while a block is prepared and the last one is consumed
     load(chunk + Stages - 1);
-    if (chunk > 0) store_chunk<Ring>(rows, tiles, place, chunk - 1, thread);
+    if (chunk > 0) store_chunk<Ring>(rows, tiles, place, chunk - 1, chunk - 1, thread);
   };
   for (int i = thread; i < 2 * Tiles::score_tile / 16; i += Tiles::threads)
     arch::store_shared_unit(tiles.scores(i % 2) + 16u * unsigned(i / 2), uint4{0, 0, 0, 0});
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     store_last_state(state_t, pass, place, value, lane);
   }
   __syncthreads();
-  if (chunks > 0) store_chunk<Ring>(rows, tiles, place, chunks - 1, thread);
+  if (chunks > 0) store_chunk<Ring>(rows, tiles, place, chunks - 1, chunks - 1, thread);
 }
 
 }  // namespace chela::cuda::detail
