@@ -76,6 +76,12 @@ TEST_CASE_TEMPLATE("every way gives the sums and their gradients", T, float, dou
       }
 }
 
+TEST_CASE_TEMPLATE("a backward call that wants no gradient does nothing", P, LongConvPolicyConstant<direct>,
+                   LongConvPolicyConstant<whole>, LongConvPolicyConstant<blocks>) {
+  const LongProblem<float> p({2, 70, 17, 33, 0, true, true});
+  CHECK(cpu::long_conv_backward<P::value>(p.backward_args()).ok());
+}
+
 TEST_CASE("the sums go chunk by chunk") {
   check_strategy<direct, float>({1, 1030, 3, 20, 9, true, true});
   check_strategy<direct, float>({2, 512, 16, 520, 0, false, false});

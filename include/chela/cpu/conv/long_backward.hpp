@@ -250,6 +250,7 @@ struct LongConvBackward {
 template <class T, class A, int Eighths, class KernelOf, Executor E>
 void run_long_conv_backward(const LongConvBackward<T, A, Eighths>& pass, const std::vector<Index>& members, Index runs,
                             const KernelOf& kernel_of, bool add, const E& executor) {
+  if (!pass.wants_kernel() && !pass.wants_input()) return;
   const Index groups = channel_groups<A>(pass.s.channels), part = 3 * pass.part_size(), size = pass.sum_size();
   const Scratch<A> scratch(executor.workers() * part);
   const bool kernel = pass.wants_kernel();
