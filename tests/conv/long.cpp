@@ -375,6 +375,32 @@ TEST_CASE("a sum over 65536 tokens keeps six digits") {
   CHECK(std::sqrt(difference / norm) < 1e-6);
 }
 
+TEST_CASE("results that go past the caches are the same") {
+  const LongShape shape{1, 66000, 32, 50, 0, false, false};  // 8 MB and a little
+  const LongProblem<float> p(shape);
+  const Index size = shape.tokens * shape.channels;
+  constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
+  std::vector<float> shifted(std::size_t(size + 32), 7.0f);
+  float* const odd = shifted.data() + (reinterpret_cast<std::uintptr_t>(shifted.data()) % 64 == 0 ? 1 : 0);
+  const auto by_cache = contiguous(odd, shape.batch, shape.tokens, shape.channels);
+  Tensor<float, 3> streamed = nan_tensor<float>(shape.batch, shape.tokens, shape.channels);
+  LongConvArgs<float> a = p.args();
+  a.y = streamed;
+  REQUIRE(cpu::long_conv<whole>(a).ok());
+  a.y = by_cache;
+  REQUIRE(cpu::long_conv<whole>(a).ok());
+  CHECK(std::equal(streamed.begin(), streamed.end(), odd));
+  CHECK(odd[size] == 7.0f);
+
+  LongConvBackwardArgs<float> b = p.backward_args();
+  b.grad_x = streamed;
+  REQUIRE(cpu::long_conv_backward<whole>(b).ok());
+  b.grad_x = by_cache;
+  REQUIRE(cpu::long_conv_backward<whole>(b).ok());
+  CHECK(std::equal(streamed.begin(), streamed.end(), odd));
+  CHECK(odd[size] == 7.0f);
+}
+
 TEST_CASE("what does not fit together is refused") {
   const Shape shape{2, 10, 4, 5, 3, true, true};
   const Problem<float> p(shape);
