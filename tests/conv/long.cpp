@@ -2,7 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "chela/reference/long.hpp"
 #include "conv/long_problem.hpp"
@@ -18,6 +20,7 @@ using test::nan_tensor;
 using test::random_tensor;
 using test::relative_error;
 using test::tolerance;
+using test::whole;
 
 using Shape = test::LongShape;
 template <class T>
@@ -376,10 +379,9 @@ TEST_CASE("a sum over 65536 tokens keeps six digits") {
 }
 
 TEST_CASE("results that go past the caches are the same") {
-  const LongShape shape{1, 66000, 32, 50, 0, false, false};  // 8 MB and a little
-  const LongProblem<float> p(shape);
+  const Shape shape{1, 66000, 32, 50, 0, false, false};  // 8 MB and a little
+  const Problem<float> p(shape);
   const Index size = shape.tokens * shape.channels;
-  constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
   std::vector<float> shifted(std::size_t(size + 32), 7.0f);
   float* const odd = shifted.data() + (reinterpret_cast<std::uintptr_t>(shifted.data()) % 64 == 0 ? 1 : 0);
   const auto by_cache = contiguous(odd, shape.batch, shape.tokens, shape.channels);

@@ -15,18 +15,7 @@
 namespace chela {
 namespace {
 
-using test::LongForward;
-using test::LongGradients;
-using test::LongProblem;
-using test::LongShape;
-using test::nan_tensor;
-using test::random_tensor;
-using test::relative_error;
-using test::tolerance;
-
-constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
-constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
-constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};
+using namespace test;
 
 template <LongConvPolicy P, class T>
 void check_strategy(const LongShape& shape) {
