@@ -15,18 +15,7 @@
 namespace chela {
 namespace {
 
-using test::LongForward;
-using test::LongGradients;
-using test::LongProblem;
-using test::LongShape;
-using test::nan_tensor;
-using test::random_tensor;
-using test::relative_error;
-using test::tolerance;
-
-constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
-constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
-constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};
+using namespace test;
 
 template <LongConvPolicy P, class T>
 void check_strategy(const LongShape& shape) {
@@ -74,6 +63,12 @@ TEST_CASE_TEMPLATE("every way gives the sums and their gradients", T, float, dou
         check_strategy<direct, T>(two_sided);
         check_strategy<blocks, T>(two_sided);  // which looks ahead: the whole at once
       }
+}
+
+TEST_CASE_TEMPLATE("a backward call that wants no gradient does nothing", P, LongConvPolicyConstant<direct>,
+                   LongConvPolicyConstant<whole>, LongConvPolicyConstant<blocks>) {
+  const LongProblem<float> p({2, 70, 17, 33, 0, true, true});
+  CHECK(cpu::long_conv_backward<P::value>(p.backward_args()).ok());
 }
 
 TEST_CASE("the sums go chunk by chunk") {

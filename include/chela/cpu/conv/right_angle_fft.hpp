@@ -17,6 +17,7 @@
 
 #include "chela/conv/fft_plan.hpp"
 #include "chela/cpu/conv/odd_radix.hpp"
+#include "chela/cpu/conv/stream_lanes.hpp"
 
 namespace chela::cpu::detail {
 
@@ -37,17 +38,24 @@ struct RealRows {
   CHELA_ALWAYS_INLINE void fetch(Index row) const { fetch_to_read(data + row * stride); }
 };
 
-/// Where the real parts of the first `count` rows go; the others are dropped.
-template <class A>
+/// Where the real parts of the first `count` rows go; the others are dropped. `Streams`: past the caches, which takes
+/// packets of whole cache lines.
+template <class A, bool Streams = false>
 struct RealRowsOut {
   A* data = nullptr;
   Index stride = 0;
   Index count = 0;
 
   CHELA_ALWAYS_INLINE void store(Index row, const ComplexLanes<A>& x) const {
-    if (row < count) Eigen::internal::pstoreu(data + row * stride, x.re);
+    if (row >= count) return;
+    if constexpr (Streams)
+      stream_lanes(data + row * stride, x.re);
+    else
+      Eigen::internal::pstoreu(data + row * stride, x.re);
   }
-  CHELA_ALWAYS_INLINE void fetch(Index row) const { fetch_to_write(data + row * stride); }
+  CHELA_ALWAYS_INLINE void fetch(Index row) const {
+    if constexpr (!Streams) fetch_to_write(data + row * stride);
+  }
 };
 
 /// N complex points, read or written in place.
