@@ -71,6 +71,11 @@ TEST_CASE_TEMPLATE("a backward call that wants no gradient does nothing", P, Lon
   CHECK(cpu::long_conv_backward<P::value>(p.backward_args()).ok());
 }
 
+TEST_CASE("a root that splits in six") {
+  check_strategy<whole, float>({1, 330, 17, 330, 0, false, true});
+  check_strategy<whole, double>({1, 160, 3, 200, 30, true, true});
+}
+
 TEST_CASE("the sums go chunk by chunk") {
   check_strategy<direct, float>({1, 1030, 3, 20, 9, true, true});
   check_strategy<direct, float>({2, 512, 16, 520, 0, false, false});

@@ -9,8 +9,8 @@
 //
 //   th_1 = 1/4     th_{2n} = th_n / 2     th_{2n+1} = th_n / 2 + 1/2     twiddle(n) = exp(i pi th_n)
 //
-// N is 2^a or an odd number R up to 9 times 2^a. Then the root splits R ways first, into x^{N/R} - exp(2 pi i th) with
-// th = (1/4 + k) / R, and a tree of twos hangs from each.
+// N is 2^a, or 3, 5, 7 or 9 times 2^a. Then the root splits R ways first, into x^{N/R} - exp(2 pi i th) with
+// th = (1/4 + k) / R, and a tree of twos hangs from each. R is the odd number, or 6 where that saves a pass below.
 //
 // Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied
 // by N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
@@ -50,6 +50,9 @@ constexpr RightAngleSize right_angle_size(Index at_least) {
   return {power, 1};
 }
 
+/// Whether a pass of this radix is at a root that does not split in two.
+constexpr bool splits_root(int radix) { return (radix & (radix - 1)) != 0; }
+
 /// One complex transform: which radices, at which strides, with which twiddles. Immutable; one plan serves all threads.
 template <class A>
 class RightAnglePlan {
@@ -59,8 +62,8 @@ class RightAnglePlan {
 
   /// A pass over blocks of radix * stride points. The inverse pass of radix 4 or 8 reads radix twiddle values (re, im
   /// pairs) per position: exp(-2 pi i j / 2h), / 4h, and for radix 8 also / 8h and the same for position j + h, where h
-  /// is the stride. The outermost pass may be odd; then the twiddles are exp(-2 pi i k j / N) for k from 1 to radix -
-  /// 1.
+  /// is the stride. The outermost pass may split a root; then the twiddles are exp(-2 pi i k j / N) for k from 1 to
+  /// radix - 1.
   struct Pass {
     int radix = 0;
     Index stride = 0;
@@ -72,7 +75,8 @@ class RightAnglePlan {
   /// At least `at_least` points. Radix 8 needs some 24 registers; `largest_radix` 4 suits machines with 16.
   explicit RightAnglePlan(Index at_least, int largest_radix = 8) {
     const RightAngleSize size = right_angle_size(at_least);
-    points_ = size.points, odd_ = size.odd;
+    points_ = size.points, root_ = size.odd;
+    if (root_ == 3 && passed_levels(points_ / root_) % (largest_radix >= 8 ? 3 : 2) == 1) root_ = 6;
     const std::vector<double> quarter = quarter_circle();
     fill_node_twiddles(quarter);
     fill_passes(quarter, largest_radix);
@@ -85,13 +89,13 @@ class RightAnglePlan {
   const Pass& pass(int i) const { return passes_[std::size_t(i)]; }
   const A* inverse_twiddles(const Pass& pass) const { return inverse_twiddles_.data() + pass.twiddles; }
 
-  /// The twiddles exp(i pi th_n) as (re, im) at 2 n of every node n of the tree of twos; with an odd root, of its
+  /// The twiddles exp(i pi th_n) as (re, im) at 2 n of every node n of the tree of twos; below a split root, of its
   /// child's.
-  const A* tree(Index child = 0) const { return node_twiddles_.data() + child * (2 * points_ / odd_); }
+  const A* tree(Index child = 0) const { return node_twiddles_.data() + child * (2 * points_ / root_); }
 
-  /// exp(2 pi i k / odd radix) and exp(2 pi i k / 4 odd radix) as (re, im), k from 0 to the radix - 1.
-  const A* odd_circle() const { return odd_roots_.data(); }
-  const A* odd_angles() const { return odd_roots_.data() + 2 * odd_; }
+  /// exp(2 pi i k / R) and exp(2 pi i k / 4R) as (re, im), k from 0 to R - 1.
+  const A* root_circle() const { return root_circle_.data(); }
+  const A* root_angles() const { return root_circle_.data() + 2 * root_; }
 
   /// exp(i pi row / 2N) as (re, im).
   const A* output_weight(Index row) const { return output_weights_.data() + 2 * row; }
@@ -137,11 +141,18 @@ class RightAnglePlan {
 
   static void put(std::vector<A>& to, const Root& r) { to.push_back(A(r.re)), to.push_back(A(r.im)); }
 
+  /// Levels of a tree of twos over so many points, above its innermost blocks.
+  static int passed_levels(Index points) {
+    int levels = 0;
+    for (Index b = points; b > middle; b /= 2) ++levels;
+    return levels;
+  }
+
   void fill_node_twiddles(const std::vector<double>& quarter) {
-    const Index part = points_ / odd_;
+    const Index part = points_ / root_;
     std::vector<Index> turn(std::size_t(part), 0);  // th_n in units of 1 / 2N
     node_twiddles_.reserve(std::size_t(2 * points_));
-    for (int child = 0; child < odd_; ++child) {
+    for (int child = 0; child < root_; ++child) {
       put(node_twiddles_, {0, 0});  // nodes are counted from 1
       turn[1] = part / 2 + 2 * part * child;
       for (Index n = 1; n < part; ++n) {
@@ -149,8 +160,8 @@ class RightAnglePlan {
         put(node_twiddles_, root(quarter, turn[std::size_t(n)]));
       }
     }
-    for (int k = 0; k < odd_; ++k) put(odd_roots_, root(quarter, 4 * part * k));
-    for (int k = 0; k < odd_; ++k) put(odd_roots_, root(quarter, part * k));
+    for (int k = 0; k < root_; ++k) put(root_circle_, root(quarter, 4 * part * k));
+    for (int k = 0; k < root_; ++k) put(root_circle_, root(quarter, part * k));
   }
 
   void fill_passes(const std::vector<double>& quarter, int largest_radix) {
@@ -159,14 +170,13 @@ class RightAnglePlan {
       put(inverse_twiddles_, {r.re, -r.im});
     };
     Index block = points_;
-    if (odd_ > 1) {
-      block /= odd_;
-      passes_.push_back({odd_, block, 0});
+    if (root_ > 1) {
+      block /= root_;
+      passes_.push_back({root_, block, 0});
       for (Index j = 0; j < block; ++j)
-        for (int k = 1; k < odd_; ++k) append(points_, k * j);
+        for (int k = 1; k < root_; ++k) append(points_, k * j);
     }
-    int levels = -3;  // those above the innermost block: eights first, then fours
-    for (Index b = block; b > 1; b /= 2) ++levels;
+    const int levels = passed_levels(block);  // eights first, then fours
     const int fours = largest_radix >= 8 ? (3 - levels % 3) % 3 : (levels - 3 * (levels % 2)) / 2;
     const int eights = (levels - 2 * fours) / 3;
     for (int p = 0; p < eights + fours; ++p) {
@@ -183,8 +193,8 @@ class RightAnglePlan {
   }
 
   Index points_ = 0;
-  int odd_ = 1;
-  std::vector<A> node_twiddles_, odd_roots_, inverse_twiddles_, output_weights_;
+  int root_ = 1;  // R, or 1 where the root splits in two
+  std::vector<A> node_twiddles_, root_circle_, inverse_twiddles_, output_weights_;
   std::vector<Pass> passes_;
 };
 

@@ -16,7 +16,7 @@
 #include <type_traits>
 
 #include "chela/conv/fft_plan.hpp"
-#include "chela/cpu/conv/odd_radix.hpp"
+#include "chela/cpu/conv/root_radix.hpp"
 #include "chela/cpu/conv/stream_lanes.hpp"
 
 namespace chela::cpu::detail {
@@ -143,8 +143,8 @@ void last_pass(const RightAnglePlan<A>& plan, const A* work, const Sink& sink) {
   const Index stride = plan.pass(0).stride;
   const A* table = plan.inverse_twiddles(plan.pass(0));
   const bool far = plan.points() >= least_points_to_fetch;
-  constexpr bool odd = Radix % 2 == 1;
-  for (Index j = 0; j < stride; ++j, table += odd ? 2 * (Radix - 1) : Radix) {
+  constexpr bool root = splits_root(Radix);
+  for (Index j = 0; j < stride; ++j, table += root ? 2 * (Radix - 1) : Radix) {
     if (far) {
       CHELA_UNROLL
       for (int e = 0; e < Radix; ++e) sink.fetch(j + rows_ahead + e * stride);
@@ -152,8 +152,8 @@ void last_pass(const RightAnglePlan<A>& plan, const A* work, const Sink& sink) {
     ComplexLanes<A> x[Radix];
     CHELA_UNROLL
     for (int e = 0; e < Radix; ++e) x[e] = load_point<A>(work + (j + e * stride) * point_size<A>);
-    if constexpr (odd)
-      inverse_odd<Radix>(x, table, plan.odd_circle());
+    if constexpr (root)
+      inverse_root<Radix>(x, table, plan.root_circle());
     else
       inverse_radix<Radix>(x, table);
     CHELA_UNROLL
@@ -162,9 +162,9 @@ void last_pass(const RightAnglePlan<A>& plan, const A* work, const Sink& sink) {
   }
 }
 
-/// The outermost forward pass where the root splits into an odd number of trees.
+/// The outermost forward pass where the root splits into a number of trees that is no power of two.
 template <int Radix, class A, class Source>
-void first_odd_pass(const RightAnglePlan<A>& plan, const Source& source, A* work) {
+void first_root_pass(const RightAnglePlan<A>& plan, const Source& source, A* work) {
   const Index stride = plan.pass(0).stride;
   const bool far = plan.points() >= least_points_to_fetch;
   for (Index j = 0; j < stride; ++j) {
@@ -175,7 +175,7 @@ void first_odd_pass(const RightAnglePlan<A>& plan, const Source& source, A* work
     ComplexLanes<A> x[Radix];
     CHELA_UNROLL
     for (int e = 0; e < Radix; ++e) x[e] = source.load(j + e * stride);
-    forward_odd<Radix, Source::is_real>(x, plan.odd_angles(), plan.odd_circle());
+    forward_root<Radix, Source::is_real>(x, plan.root_angles(), plan.root_circle());
     CHELA_UNROLL
     for (int e = 0; e < Radix; ++e) store_point(work + (j + e * stride) * point_size<A>, x[e]);
   }
@@ -232,6 +232,8 @@ void with_outermost_radix(const RightAnglePlan<A>& plan, const Use& use) {
       return use(std::integral_constant<int, 4>{});
     case 5:
       return use(std::integral_constant<int, 5>{});
+    case 6:
+      return use(std::integral_constant<int, 6>{});
     case 7:
       return use(std::integral_constant<int, 7>{});
     case 8:
@@ -244,8 +246,8 @@ void with_outermost_radix(const RightAnglePlan<A>& plan, const Use& use) {
 template <class A, class Source>
 void first_pass(const RightAnglePlan<A>& plan, const Source& source, A* work) {
   with_outermost_radix(plan, [&](auto radix) {
-    if constexpr (radix % 2 == 1) {
-      first_odd_pass<radix>(plan, source, work);
+    if constexpr (splits_root(radix)) {
+      first_root_pass<radix>(plan, source, work);
     } else {
       const KeepSpectrum middle;
       forward_pass<radix>(plan.tree(), 1, plan.pass(0).stride, plan.points() >= least_points_to_fetch, source, work,
@@ -263,7 +265,7 @@ void last_pass(const RightAnglePlan<A>& plan, const A* work, const Sink& sink) {
 template <Walk W, class A, class Middle>
 void walk_part(const RightAnglePlan<A>& plan, int part, A* work, Middle& middle) {
   const auto& pass = plan.pass(0);
-  if (pass.radix % 2 == 1)
+  if (splits_root(pass.radix))
     walk_block<W>(plan, 1, plan.tree(part), 1, part * pass.stride, work, middle);
   else
     walk_block<W>(plan, 1, plan.tree(), pass.radix + part, part * pass.stride, work, middle);

@@ -1,6 +1,6 @@
 #pragma once
-// Discrete Fourier transforms of 3, 5, 7 or 9 points on registers, for lengths that are no powers of two: the outermost
-// passes of the right-angle transform when its root splits into an odd number of trees.
+// Discrete Fourier transforms of 3, 5, 6, 7 or 9 points on registers, for lengths that are no powers of two: the
+// outermost passes of the right-angle transform when its root splits into that many trees.
 #include "chela/cpu/conv/complex_lanes.hpp"
 
 namespace chela::cpu::detail {
@@ -36,10 +36,24 @@ CHELA_ALWAYS_INLINE void dft_prime(ComplexLanes<A>* x, const A* circle) {
   }
 }
 
-/// The same for 3, 5, 7 or 9 points next to each other.
+/// The same for 6 points next to each other: by the Chinese remainder theorem threes by twos, with no twiddles between.
+template <class A>
+CHELA_ALWAYS_INLINE void dft_six(ComplexLanes<A>* x, const A* circle) {
+  ComplexLanes<A> even[5] = {x[0], {}, x[2], {}, x[4]}, odd[5] = {x[3], {}, x[5], {}, x[1]};
+  dft_prime<3, 2>(even, circle), dft_prime<3, 2>(odd, circle);
+  CHELA_UNROLL
+  for (int k = 0; k < 3; ++k) {
+    butterfly_one(even[2 * k], odd[2 * k]);
+    x[4 * k % 6] = even[2 * k], x[(4 * k + 3) % 6] = odd[2 * k];
+  }
+}
+
+/// The same for every radix that splits a root.
 template <int Radix, class A>
-CHELA_ALWAYS_INLINE void dft_odd(ComplexLanes<A>* x, const A* circle) {
-  if constexpr (Radix != 9) {
+CHELA_ALWAYS_INLINE void dft_root(ComplexLanes<A>* x, const A* circle) {
+  if constexpr (Radix == 6) {
+    dft_six(x, circle);
+  } else if constexpr (Radix != 9) {
     dft_prime<Radix>(x, circle);
   } else {  // three by three
     CHELA_UNROLL
@@ -62,10 +76,10 @@ CHELA_ALWAYS_INLINE void dft_odd(ComplexLanes<A>* x, const A* circle) {
   }
 }
 
-/// The forward pass: `angles` hold exp(2 pi i e / 4 Radix), which make x^N - i an odd number of shorter ones. `Real`:
+/// The forward pass: `angles` hold exp(2 pi i e / 4 Radix), which make x^N - i Radix shorter ones. `Real`:
 /// the imaginary parts are zero and not read.
 template <int Radix, bool Real, class A>
-CHELA_ALWAYS_INLINE void forward_odd(ComplexLanes<A>* x, const A* angles, const A* circle) {
+CHELA_ALWAYS_INLINE void forward_root(ComplexLanes<A>* x, const A* angles, const A* circle) {
   CHELA_UNROLL
   for (int e = 1; e < Radix; ++e) {
     const ComplexLanes<A> w = broadcast_root<A>(angles + 2 * e);
@@ -74,15 +88,15 @@ CHELA_ALWAYS_INLINE void forward_odd(ComplexLanes<A>* x, const A* angles, const 
     else
       x[e] = times(x[e], w);
   }
-  dft_odd<Radix>(x, circle);
+  dft_root<Radix>(x, circle);
 }
 
 /// The inverse pass, with Radix - 1 table entries as in RightAnglePlan::Pass.
 template <int Radix, class A>
-CHELA_ALWAYS_INLINE void inverse_odd(ComplexLanes<A>* x, const A* table, const A* circle) {
+CHELA_ALWAYS_INLINE void inverse_root(ComplexLanes<A>* x, const A* table, const A* circle) {
   CHELA_UNROLL
   for (int k = 1; k < Radix; ++k) x[k] = times(x[k], broadcast_root<A>(table + 2 * (k - 1)));
-  dft_odd<Radix>(x, circle);
+  dft_root<Radix>(x, circle);
   CHELA_UNROLL
   for (int e = 1; e <= Radix / 2; ++e) std::swap(x[e], x[Radix - e]);  // the roots' exponents are negative here
 }
