@@ -224,6 +224,51 @@ void linear_attention(benchmark::State& state) {
   state.counters["tokens_per_second"] = double(batch * tokens) / seconds;
 }
 
+/// What forbids more: multiply-adds that wait for nothing, by as many accumulators as the register kernel has.
+void multiply_adds(benchmark::State& state) {
+  using namespace Eigen::internal;
+  using Packet = packet_traits<float>::type;
+  constexpr int lanes = packet_traits<float>::size, chains = 16;
+  constexpr Index repetitions = 1 << 20;
+  Packet sums[chains];
+  for (int i = 0; i < chains; ++i) sums[i] = pset1<Packet>(float(i));
+  const double seconds = time_iterations(state, [&] {
+    Packet factor = pset1<Packet>(0.999f);
+    for (Index r = 0; r < repetitions; ++r) {
+      benchmark::DoNotOptimize(factor);
+      CHELA_UNROLL
+      for (int i = 0; i < chains; ++i) sums[i] = pmadd(sums[i], factor, factor);
+    }
+    for (Packet& sum : sums) benchmark::DoNotOptimize(sum);
+  });
+  state.counters["share_of_gemm"] = 2.0 * double(repetitions) * chains * lanes / seconds / gemm_rate(1);
+}
+
+/// The register kernel of the recurrence alone: one packed tile and one state that stay in the cache.
+void register_kernel(benchmark::State& state) {
+  const Index dim = state.range(0), tokens = ChunkPolicy{}.chunk_len;
+  const auto q = random_tensor<float>(1, tokens, dim), k = random_tensor<float>(2, tokens, dim),
+             v = random_tensor<float>(3, tokens, dim);
+  Tensor<float, 2> held(dim, dim), o(tokens, dim), partial(tokens, dim);
+  const cpu::PackedTile<float> tile{.q = q.data(),
+                                    .k = k.data(),
+                                    .v = v.data(),
+                                    .partial = partial.data(),
+                                    .tokens = tokens,
+                                    .keys = dim,
+                                    .values = dim,
+                                    .state = held.data(),
+                                    .state_stride = dim,
+                                    .out = o.data(),
+                                    .out_stride = dim};
+  constexpr int repetitions = 100;
+  const double seconds = time_iterations(state, [&] {
+    for (int i = 0; i < repetitions; ++i) cpu::recur_over_tile(tile, [] {});
+    benchmark::DoNotOptimize(o.data());
+  });
+  state.counters["share_of_gemm"] = 4.0 * repetitions * double(tokens * dim * dim) / seconds / gemm_rate(1);
+}
+
 void with_threads(benchmark::internal::Benchmark* b, std::initializer_list<std::vector<std::int64_t>> shapes) {
   b->ArgNames({"B", "T", "H", "K", "V", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond);
   for (std::vector<std::int64_t> shape : shapes)
@@ -255,6 +300,15 @@ using enum Pass;
 #define CHELA_BENCH_NAMED(name, shapes, ...) \
   BENCHMARK(linear_attention<__VA_ARGS__>)->Name("linear_attention/" name)->Apply(shapes)
 
+BENCHMARK(multiply_adds)->Name("limit/multiply_adds")->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(register_kernel)
+    ->Name("limit/register_kernel")
+    ->ArgName("dim")
+    ->Arg(64)
+    ->Arg(128)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+
 CHELA_BENCH_NAMED("none/forward", more_shapes, forward, none);
 CHELA_BENCH_NAMED("per_head/forward", shapes, forward, per_head);
 CHELA_BENCH_NAMED("per_token/forward", shapes, forward, per_token);
@@ -262,7 +316,13 @@ CHELA_BENCH_NAMED("per_key/forward", more_shapes, forward, per_key);
 CHELA_BENCH_NAMED("per_key_strong/forward", shapes, forward, per_key, additive, strong);
 CHELA_BENCH_NAMED("delta/forward", shapes, forward, none, delta);
 CHELA_BENCH_NAMED("delta_per_token/forward", shapes, forward, per_token, delta);
-CHELA_BENCH_NAMED("chunked/forward", shapes, forward, none, additive, mild, chunked);
+// The other evaluation of the same members: its time beside theirs is why the recurrence is the rule.
+CHELA_BENCH_NAMED("none_chunked/forward", shapes, forward, none, additive, mild, chunked);
+CHELA_BENCH_NAMED("per_head_chunked/forward", shapes, forward, per_head, additive, mild, chunked);
+CHELA_BENCH_NAMED("per_token_chunked/forward", shapes, forward, per_token, additive, mild, chunked);
+CHELA_BENCH_NAMED("per_key_chunked/forward", shapes, forward, per_key, additive, mild, chunked);
+CHELA_BENCH_NAMED("delta_chunked/forward", shapes, forward, none, delta, mild, chunked);
+CHELA_BENCH_NAMED("delta_per_token_chunked/forward", shapes, forward, per_token, delta, mild, chunked);
 
 CHELA_BENCH_NAMED("none/backward", shapes, backward, none);
 CHELA_BENCH_NAMED("per_head/backward", shapes, backward, per_head);

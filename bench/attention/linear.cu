@@ -34,21 +34,23 @@ using Rows = Array<Element, Index, Index, Index, Index>;
 
 template <DecayKind D>
 struct Buffers {
+  static constexpr bool per_key = D == DecayKind::per_key;
   Rows q, k, v, o;
-  Array<float, Index, Index, Index> log_decay;
+  Array<float, Index, Index, Index, Index> log_decay;
 
   Buffers(std::uint32_t seed, Index batch, Index tokens, Index heads, Index key_dim, Index value_dim)
       : q(seed, -1, 1, batch, tokens, heads, key_dim),
         k(seed + 1, -1, 1, batch, tokens, heads, key_dim),
         v(seed + 2, -1, 1, batch, tokens, heads, value_dim),
         o(seed + 3, 0, 0, batch, tokens, heads, value_dim),
-        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads) {
+        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads, per_key ? key_dim : 1) {
     require_cuda(cudaMemset(o.memory.data(), 0xff, o.memory.bytes()));
   }
   LinearAttentionArgs<Element, D> args() const {
     LinearAttentionArgs<Element, D> a{.q = q.view, .k = k.view, .v = v.view, .o = o.view};
-    if constexpr (D == DecayKind::per_token) a.log_decay = log_decay.view;
-    if constexpr (D == DecayKind::per_head) a.log_decay = slice(slice(log_decay.view, 0), 0);
+    if constexpr (per_key) a.log_decay = log_decay.view;
+    if constexpr (D == DecayKind::per_token) a.log_decay = slice_axis<3>(log_decay.view, 0);
+    if constexpr (D == DecayKind::per_head) a.log_decay = slice(slice(slice_axis<3>(log_decay.view, 0), 0), 0);
     return a;
   }
 };
@@ -76,16 +78,19 @@ bool right(const Buffers<D>& b) {
   const auto g = on_host<float>(b.log_decay.memory);
   const Index batch = b.q.view.extents[0], tokens = b.q.view.extents[1], heads = b.q.view.extents[2];
   const Index key_dim = b.q.view.extents[3], value_dim = b.v.view.extents[3], columns = 2, piece = 4096;
+  const Index decays = b.log_decay.view.extents[3];
   for (const auto& [entry, head, column] :
        {std::array<Index, 3>{0, 0, 0}, std::array<Index, 3>{batch - 1, heads - 1, value_dim - columns}}) {
     const auto hq = head_of(q, b.q.view, entry, head, 0, key_dim), hk = head_of(k, b.k.view, entry, head, 0, key_dim),
                hv = head_of(v, b.v.view, entry, head, column, columns),
                got = head_of(o, b.o.view, entry, head, column, columns);
-    Tensor<double, 4> want(got.extents()), state(1, 1, key_dim, columns), hg(1, tokens, 1, 1);
+    Tensor<double, 4> want(got.extents()), state(1, 1, key_dim, columns), hg(1, tokens, 1, decays);
     for (Index t = 0; t < tokens; ++t)
-      hg(0, t, 0, 0) = double(g[std::size_t(D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head)]);
+      for (Index i = 0; i < decays; ++i)
+        hg(0, t, 0, i) = double(
+            g[std::size_t((D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head) * decays + i)]);
     auto keys_g = hg.view();
-    keys_g.extents[3] = key_dim, keys_g.strides[3] = 0;
+    if (decays == 1) keys_g.extents[3] = key_dim, keys_g.strides[3] = 0;
     for (Index begin = 0; begin < tokens; begin += piece) {
       const Index count = std::min(piece, tokens - begin);
       const auto part = [&](auto view) { return run(view, 1, begin, count); };
@@ -104,8 +109,8 @@ template <LinearPolicy P, DecayKind D>
 void linear_attention(benchmark::State& state) {
   const Index batch = state.range(0), tokens = state.range(1), heads = state.range(2);
   const Index key_dim = state.range(3), value_dim = state.range(4);
-  const double traffic =
-      double(batch * tokens * heads) * double(2 * 2 * (key_dim + value_dim) + (D == DecayKind::per_token ? 4 : 0));
+  const Index decays = D == DecayKind::per_key ? key_dim : D == DecayKind::per_token ? 1 : 0;
+  const double traffic = double(batch * tokens * heads) * double(2 * 2 * (key_dim + value_dim) + 4 * decays);
   const int sets = int(std::clamp(3e8 / traffic, 2.0, 64.0)), launches = std::max(8, sets);
   std::vector<std::unique_ptr<Buffers<D>>> buffers;
   for (int i = 0; i < sets; ++i)
@@ -148,8 +153,10 @@ constexpr LinearPolicy on_warps{.instructions = Instructions::warp};
 CHELA_BENCH(tuned, none);
 CHELA_BENCH(tuned, per_head);
 CHELA_BENCH(tuned, per_token);
+CHELA_BENCH(tuned, per_key);
 CHELA_BENCH(on_warps, none);
 CHELA_BENCH(on_warps, per_token);
+CHELA_BENCH(on_warps, per_key);
 
 }  // namespace
 

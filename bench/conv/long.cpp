@@ -1,6 +1,6 @@
 // Long convolution on the CPU, in each of its ways, against FFTW's best organisation: one channel at a time in cache,
-// padded to twice the length, a measured plan made once, and the kernels' spectra given to both. The names of what is
-// measured:
+// padded to twice the length or a little more, a measured plan made once, and the kernels' spectra given to both. The
+// names of what is measured:
 //
 //   long_conv/spectrum_given, one_call    the policy's own choice, with the kernel made ready before or within the call
 //   long_conv/direct, transform           one way for kernels as long as the sequence: where the lines cross
@@ -104,16 +104,20 @@ double multiplications_per_point(Index points) { return 4 * std::log2(double(poi
 class Fftw {
  public:
   Fftw(const Problem& p, int threads)
-      : tokens_(p.x.extents()[1]), channels_(p.x.extents()[2]), rows_(p.x.extents()[0] * channels_), threads_(threads) {
+      : tokens_(p.x.extents()[1]),
+        points_(good_length(2 * tokens_)),
+        channels_(p.x.extents()[2]),
+        rows_(p.x.extents()[0] * channels_),
+        threads_(threads) {
     for (int i = 0; i < threads; ++i)
-      buffers_.push_back({fftwf_alloc_real(std::size_t(2 * tokens_)), fftwf_alloc_complex(std::size_t(bins()))});
+      buffers_.push_back({fftwf_alloc_real(std::size_t(points_)), fftwf_alloc_complex(std::size_t(bins()))});
     const Buffers& b = buffers_[0];
-    forward_ = fftwf_plan_dft_r2c_1d(int(2 * tokens_), b.time, b.frequency, FFTW_MEASURE);
-    inverse_ = fftwf_plan_dft_c2r_1d(int(2 * tokens_), b.frequency, b.time, FFTW_MEASURE);
+    forward_ = fftwf_plan_dft_r2c_1d(int(points_), b.time, b.frequency, FFTW_MEASURE);
+    inverse_ = fftwf_plan_dft_c2r_1d(int(points_), b.frequency, b.time, FFTW_MEASURE);
     kernels_ = Tensor<float, 3>(channels_, bins(), Index(2));
     for (Index d = 0; d < channels_; ++d) {
-      std::fill_n(b.time, 2 * tokens_, 0.0f);
-      for (Index t = 0; t < std::min(tokens_, p.taps.extents()[1]); ++t) b.time[t] = p.taps(d, t) / float(2 * tokens_);
+      std::fill_n(b.time, points_, 0.0f);
+      for (Index t = 0; t < std::min(tokens_, p.taps.extents()[1]); ++t) b.time[t] = p.taps(d, t) / float(points_);
       fftwf_execute_dft_r2c(forward_, b.time, b.frequency);
       std::copy_n(&b.frequency[0][0], 2 * bins(), &kernels_(d, 0, 0));
     }
@@ -133,7 +137,7 @@ class Fftw {
       const Buffers& w = buffers_[std::size_t(worker)];
       for (Index row = task * per_task; row < std::min(rows_, (task + 1) * per_task); ++row) {
         std::copy_n(x_.data() + row * tokens_, tokens_, w.time);
-        std::fill_n(w.time + tokens_, tokens_, 0.0f);
+        std::fill_n(w.time + tokens_, points_ - tokens_, 0.0f);
         fftwf_execute_dft_r2c(forward_, w.time, w.frequency);
         const float* k = kernels_.data() + row % channels_ * 2 * bins();
         float* f = &w.frequency[0][0];
@@ -156,9 +160,19 @@ class Fftw {
     float* time;
     fftwf_complex* frequency;
   };
-  Index bins() const { return tokens_ + 1; }
+  Index bins() const { return points_ / 2 + 1; }
 
-  Index tokens_, channels_, rows_;
+  /// The least length from n on that has no other factors than those FFTW has code for.
+  static Index good_length(Index n) {
+    for (;; ++n) {
+      Index rest = n;
+      for (Index factor : {2, 3, 5, 7})
+        while (rest % factor == 0) rest /= factor;
+      if (rest == 1) return n;
+    }
+  }
+
+  Index tokens_, points_, channels_, rows_;
   int threads_;
   std::vector<Buffers> buffers_;
   fftwf_plan forward_, inverse_;

@@ -11,6 +11,8 @@
 #include "chela/core/tensor.hpp"
 #include "chela/core/tensor_view.hpp"
 #include "chela/cuda/attention/linear.cuh"
+#include "chela/cuda/attention/linear_backward.cuh"
+#include "chela/cuda/attention/linear_step.cuh"
 #include "chela/cuda/element.cuh"
 #include "chela/cuda/status.cuh"
 #include "chela/cuda/workspace.cuh"

@@ -281,3 +281,21 @@ TEST_CASE("with decay or the delta rule, gradients are those of the recurrence, 
   REQUIRE(cpu::linear_attention_backward<ChunkPolicy{.chunk_len = 16}>(want.args(p), SerialExecutor{}).ok());
   CHECK(same_bits(got, want));
 }
+
+TEST_CASE("the delta rule is evaluated in chunks where a strip of the state outgrows the first-level cache") {
+  constexpr Index strip_keys = 32 * 1024 / Index(sizeof(float)) / cpu::RegisterBlock<float>::columns;
+  for (const Index keys : {strip_keys, strip_keys + 1}) {
+    const Problem<float, DecayKind::per_token, RuleKind::delta> p({.tokens = 40, .key_dim = keys, .value_dim = 5});
+    const auto output = [&]<ChunkPolicy policy>() {
+      auto o = p.output();
+      auto state = p.state();
+      REQUIRE(cpu::linear_attention<policy>(p.args(o, state), SerialExecutor{}).ok());
+      return o;
+    };
+    const auto by_rule = output.template operator()<ChunkPolicy{}>();
+    const auto in_chunks = output.template operator()<ChunkPolicy{.evaluation = Evaluation::chunked}>();
+    const auto by_token = output.template operator()<ChunkPolicy{.evaluation = Evaluation::token_recurrence}>();
+    CHECK(same_bits(by_rule, in_chunks) == (keys > strip_keys));
+    CHECK(same_bits(by_rule, by_token) == (keys <= strip_keys));
+  }
+}

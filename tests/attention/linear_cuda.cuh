@@ -1,5 +1,7 @@
 #pragma once
-// Linear attention on a GPU, for one element type (linear.cu and linear_half.cu).
+// Linear attention on a GPU, for the element type and decays that the including file names: TestElement, CHELA_MEMBERS
+// for the test cases that try all members, test_decay for those that try one, plain_decay where its kind matters
+// little.
 #include <doctest/doctest.h>
 
 #include <string>
@@ -86,14 +88,11 @@ inline Shape shape_of(Index tokens, Index key_dim, Index value_dim, Index heads 
           .value_dim = value_dim};
 }
 
-#define CHELA_MEMBERS                                                                           \
-  Member<DecayKind::none, RuleKind::additive>, Member<DecayKind::per_head, RuleKind::additive>, \
-      Member<DecayKind::per_token, RuleKind::additive>
-
 TEST_CASE_TEMPLATE("any number of tokens", M, CHELA_MEMBERS) {
   for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 200, 1000}) {
     CAPTURE(tokens);
-    const Problem<TestElement, M::decay, M::rule> p(shape_of(tokens, 64, 64)), large(shape_of(tokens, 128, 128, 1));
+    const Index heads = tokens < 100 ? 4 : 1;  // numbers enough for a mean error
+    const Problem<TestElement, M::decay, M::rule> p(shape_of(tokens, 64, 64)), large(shape_of(tokens, 128, 128, heads));
     const double bound = tensor_core_tolerance<TestElement>();
     CHECK(error_of<LinearPolicy{}>(p) < bound);
     CHECK(error_of<LinearPolicy{}>(large) < bound);
@@ -138,7 +137,7 @@ TEST_CASE_TEMPLATE("heads that share", M, CHELA_MEMBERS) {
 
 TEST_CASE("decays of any strength") {
   constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-  using P = Problem<TestElement, DecayKind::per_token, RuleKind::additive>;
+  using P = Problem<TestElement, test_decay, RuleKind::additive>;
   for (float g : {0.f, -1e-12f, -1.f, -20.f, -88.f, -1000.f, minus_infinity})
     for (bool alternating : {false, true}) {
       CAPTURE(g);
@@ -167,7 +166,7 @@ template <class Args>
 Args tokens_of(Args args, Index begin, Index count) {
   const auto cut = [&](auto& x) { x = run(x, 1, begin, count); };
   cut(args.q), cut(args.k), cut(args.v), cut(args.o);
-  if constexpr (args.log_decay.rank == 3) cut(args.log_decay);
+  if constexpr (args.log_decay.rank >= 3) cut(args.log_decay);
   return args;
 }
 
@@ -237,13 +236,68 @@ TEST_CASE_TEMPLATE("strides", M, CHELA_MEMBERS) {
   check_strides<LinearPolicy{}>(Problem<TestElement, M::decay, M::rule>(shape_of(130, 48, 80)));
 }
 
+/// Runs with batch entries more than 2^31 elements apart, and compares with the packed layout.
+template <LinearPolicy P, class T, DecayKind D>
+void check_far_apart(const Problem<T, D, RuleKind::additive>& p) {
+  REQUIRE(p.s.batch == 2);
+  const DeviceProblem<T, D> packed(p);
+  REQUIRE(run_on_device<P>(packed.args(), packed.stream).ok());
+  auto args = packed.args();
+  constexpr Index apart = (Index(1) << 31) + 64;
+  const Index of_entry = args.q.size() / 2, begins[] = {0, of_entry, 2 * of_entry, 3 * of_entry};
+  const DeviceMemory memory(std::size_t(apart + 4 * of_entry) * sizeof(T));
+  const auto entry_bytes = std::size_t(of_entry) * sizeof(T);
+  const auto move = [&](auto& view, Index begin) {
+    T* const to = static_cast<T*>(memory.data()) + begin;
+    for (Index entry = 0; entry < 2; ++entry)
+      require_cuda(cudaMemcpy(to + entry * apart, view.data + entry * of_entry, entry_bytes, cudaMemcpyDeviceToDevice));
+    view.data = to, view.strides[0] = apart;
+  };
+  move(args.q, begins[0]), move(args.k, begins[1]), move(args.v, begins[2]), move(args.o, begins[3]);
+  require_cuda(cudaMemset2D(args.o.data, apart * sizeof(T), 0xff, entry_bytes, 2));
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  Tensor<T, 4> got(p.output().extents());
+  require_cuda(
+      cudaMemcpy2D(got.data(), entry_bytes, args.o.data, apart * sizeof(T), entry_bytes, 2, cudaMemcpyDeviceToHost));
+  CHECK(same_bits(got, packed.o.host()));
+}
+
+TEST_CASE("tensors of more than 2^31 elements") {
+  const Shape shape{
+      .batch = 2, .tokens = 130, .query_heads = 2, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 64};
+  check_far_apart<LinearPolicy{}>(Problem<TestElement, DecayKind::per_token, RuleKind::additive>(shape));
+  check_far_apart<in_segments>(Problem<TestElement, DecayKind::none, RuleKind::additive>(shape));
+  check_far_apart<on_warps>(Problem<TestElement, DecayKind::per_token, RuleKind::additive>(shape));
+}
+
+TEST_CASE("calls on several streams do not disturb each other") {
+  using P = Problem<TestElement, DecayKind::per_token, RuleKind::additive>;
+  const P p(shape_of(2000, 64, 64)), other(shape_of(1500, 128, 128, 3));
+  const DeviceProblem<TestElement, DecayKind::per_token> alone(p), first(p), second(p), third(other);
+  REQUIRE(run_on_device<in_segments>(alone.args(), alone.stream).ok());
+  const DeviceMemory scratch[] = {DeviceMemory(cuda::workspace_bytes<in_segments>(first.args())),
+                                  DeviceMemory(cuda::workspace_bytes<in_segments>(second.args())),
+                                  DeviceMemory(cuda::workspace_bytes<in_segments>(third.args()))};
+  const auto queue = [&](const auto& device, const DeviceMemory& memory) {
+    return cuda::linear_attention<in_segments>(device.args(), {memory.data(), memory.bytes()}, device.stream).ok();
+  };
+  for (int round = 0; round < 5; ++round) {
+    REQUIRE(queue(first, scratch[0]));
+    REQUIRE(queue(third, scratch[2]));
+    REQUIRE(queue(second, scratch[1]));
+  }
+  first.stream.wait(), second.stream.wait(), third.stream.wait();
+  CHECK(same_bits(first.o.host(), alone.o.host()));
+  CHECK(same_bits(second.o.host(), alone.o.host()));
+}
+
 TEST_CASE("broadcast keys") {
-  const Problem<TestElement, DecayKind::none, RuleKind::additive> p(shape_of(130, 64, 64));
-  const DeviceProblem<TestElement, DecayKind::none> device(p);
+  const Problem<TestElement, plain_decay, RuleKind::additive> p(shape_of(130, 64, 64));
+  const DeviceProblem<TestElement, plain_decay> device(p);
   auto args = device.args();
   args.k.strides[2] = 0;
   REQUIRE(run_on_device(args, device.stream).ok());
-  Problem<TestElement, DecayKind::none, RuleKind::additive> same = p;
+  Problem<TestElement, plain_decay, RuleKind::additive> same = p;
   for_each_index(p.k.view(), [&](auto b, auto t, auto h, auto i) { same.k(b, t, h, i) = p.k(b, t, 0, i); });
   const DoubleProblem wide(same);
   Tensor<double, 4> want(p.output().extents());
@@ -272,11 +326,11 @@ void check_isolation() {
 }
 
 TEST_CASE("NaN stays in its batch entry and head") {
-  check_isolation<LinearPolicy{}, DecayKind::none>();
-  check_isolation<LinearPolicy{}, DecayKind::per_token>();
-  check_isolation<in_segments, DecayKind::per_token>();
-  check_isolation<on_warps, DecayKind::none>();
-  check_isolation<on_warps, DecayKind::per_token>();
+  check_isolation<LinearPolicy{}, plain_decay>();
+  check_isolation<LinearPolicy{}, test_decay>();
+  check_isolation<in_segments, test_decay>();
+  check_isolation<on_warps, plain_decay>();
+  check_isolation<on_warps, test_decay>();
 }
 
 struct ValueMajor : LinearAttentionForm {
@@ -284,9 +338,9 @@ struct ValueMajor : LinearAttentionForm {
 };
 
 TEST_CASE("states value-major, in slots, and at boundaries") {
-  const Problem<TestElement, DecayKind::per_token, RuleKind::additive> p(
+  const Problem<TestElement, test_decay, RuleKind::additive> p(
       {.batch = 2, .tokens = 200, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 128});
-  const DeviceProblem<TestElement, DecayKind::per_token> plain(p);
+  const DeviceProblem<TestElement, test_decay> plain(p);
   auto args = plain.args();
   const DeviceTensor<float, 5> boundaries(nan_tensor<float>(2, 3, 2, 64, 128));
   args.boundary_states = boundaries, args.boundary_every = 64;
@@ -300,7 +354,7 @@ TEST_CASE("states value-major, in slots, and at boundaries") {
   slots(0) = 3, slots(1) = 1;
   const DeviceTensor<std::int32_t, 1> device_slots(slots);
   const DeviceTensor<TestElement, 4> o(p.output());
-  const LinearAttentionArgs<TestElement, DecayKind::per_token, RuleKind::additive, ValueMajor> pooled{
+  const LinearAttentionArgs<TestElement, test_decay, RuleKind::additive, ValueMajor> pooled{
       .q = args.q,
       .k = args.k,
       .v = args.v,
@@ -363,17 +417,17 @@ void check_ragged(Index key_dim) {
 }
 
 TEST_CASE("packed sequences give the bits that each gives alone") {
-  check_ragged<in_order, DecayKind::none>(64);
-  check_ragged<in_order, DecayKind::per_token>(128);
-  check_ragged<in_segments, DecayKind::none>(128);
-  check_ragged<in_segments, DecayKind::per_token>(64);
-  check_ragged<on_warps, DecayKind::none>(64);
-  check_ragged<on_warps, DecayKind::per_token>(128);
+  check_ragged<in_order, plain_decay>(64);
+  check_ragged<in_order, test_decay>(128);
+  check_ragged<in_segments, plain_decay>(128);
+  check_ragged<in_segments, test_decay>(64);
+  check_ragged<on_warps, plain_decay>(64);
+  check_ragged<on_warps, test_decay>(128);
 }
 
 TEST_CASE("a graph replays the call") {
-  const Problem<TestElement, DecayKind::per_token, RuleKind::additive> p(shape_of(500, 128, 128));
-  const DeviceProblem<TestElement, DecayKind::per_token> plain(p), replayed(p);
+  const Problem<TestElement, test_decay, RuleKind::additive> p(shape_of(500, 128, 128));
+  const DeviceProblem<TestElement, test_decay> plain(p), replayed(p);
   REQUIRE(run_on_device<in_segments>(plain.args(), plain.stream).ok());
   const DeviceMemory scratch(cuda::workspace_bytes<in_segments>(replayed.args()));
   cudaGraph_t graph = nullptr;
@@ -397,9 +451,9 @@ TEST_CASE("refusals name the argument") {
     CHECK(std::string(s.why).find(word) != std::string::npos);
     CHECK(cudaPeekAtLastError() == cudaSuccess);
   };
-  const Problem<TestElement, DecayKind::none, RuleKind::additive> p(shape_of(64, 64, 64)), odd(shape_of(64, 40, 64)),
+  const Problem<TestElement, plain_decay, RuleKind::additive> p(shape_of(64, 64, 64)), odd(shape_of(64, 40, 64)),
       wide(shape_of(64, 64, 272));
-  const DeviceProblem<TestElement, DecayKind::none> device(p), odd_device(odd), wide_device(wide);
+  const DeviceProblem<TestElement, plain_decay> device(p), odd_device(odd), wide_device(wide);
   refused(odd_device.args(), "key_dim");
   refused(wide_device.args(), "value_dim");
   auto args = device.args();
@@ -424,13 +478,11 @@ TEST_CASE("refusals name the argument") {
   const Status s = cuda::linear_attention<in_segments>(device.args(), {}, nullptr);
   CHECK(std::string(s.why).find("workspace") != std::string::npos);
   const Status dims = cuda::linear_attention<LinearPolicy{.instructions = Instructions::warpgroup}>(
-      DeviceProblem<TestElement, DecayKind::none>(
-          Problem<TestElement, DecayKind::none, RuleKind::additive>(shape_of(64, 32, 64)))
+      DeviceProblem<TestElement, plain_decay>(
+          Problem<TestElement, plain_decay, RuleKind::additive>(shape_of(64, 32, 64)))
           .args(),
       {}, nullptr);
   CHECK(dims.code == Code::unsupported);
 }
-
-#undef CHELA_MEMBERS
 
 }  // namespace chela::test

@@ -2,7 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "chela/reference/long.hpp"
 #include "conv/long_problem.hpp"
@@ -18,6 +20,7 @@ using test::nan_tensor;
 using test::random_tensor;
 using test::relative_error;
 using test::tolerance;
+using test::whole;
 
 using Shape = test::LongShape;
 template <class T>
@@ -373,6 +376,31 @@ TEST_CASE("a sum over 65536 tokens keeps six digits") {
       difference += (y(0, t, d) - want) * (y(0, t, d) - want), norm += want * want;
     }
   CHECK(std::sqrt(difference / norm) < 1e-6);
+}
+
+TEST_CASE("results that go past the caches are the same") {
+  const Shape shape{1, 66000, 32, 50, 0, false, false};  // 8 MB and a little
+  const Problem<float> p(shape);
+  const Index size = shape.tokens * shape.channels;
+  std::vector<float> shifted(std::size_t(size + 32), 7.0f);
+  float* const odd = shifted.data() + (reinterpret_cast<std::uintptr_t>(shifted.data()) % 64 == 0 ? 1 : 0);
+  const auto by_cache = contiguous(odd, shape.batch, shape.tokens, shape.channels);
+  Tensor<float, 3> streamed = nan_tensor<float>(shape.batch, shape.tokens, shape.channels);
+  LongConvArgs<float> a = p.args();
+  a.y = streamed;
+  REQUIRE(cpu::long_conv<whole>(a).ok());
+  a.y = by_cache;
+  REQUIRE(cpu::long_conv<whole>(a).ok());
+  CHECK(std::equal(streamed.begin(), streamed.end(), odd));
+  CHECK(odd[size] == 7.0f);
+
+  LongConvBackwardArgs<float> b = p.backward_args();
+  b.grad_x = streamed;
+  REQUIRE(cpu::long_conv_backward<whole>(b).ok());
+  b.grad_x = by_cache;
+  REQUIRE(cpu::long_conv_backward<whole>(b).ok());
+  CHECK(std::equal(streamed.begin(), streamed.end(), odd));
+  CHECK(odd[size] == 7.0f);
 }
 
 TEST_CASE("what does not fit together is refused") {

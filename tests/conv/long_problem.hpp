@@ -1,6 +1,6 @@
 #pragma once
 // Problems of the long convolution: random inputs in the operator's types, outputs that start as NaN, and the same in
-// double for the reference.
+// double for the reference; and the policies that force each way of evaluating.
 #include <algorithm>
 #include <ostream>
 
@@ -9,7 +9,7 @@
 
 namespace chela::test {
 
-/// One policy for each way of evaluation; blocks of the least length, so that short sequences have several.
+/// Each way of evaluating, with the shortest blocks.
 inline constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
 inline constexpr LongConvPolicy whole{.method = LongConvMethod::transform};
 inline constexpr LongConvPolicy blocks{.method = LongConvMethod::blocks, .least_block = 32};

@@ -2,6 +2,8 @@
 // every failure.
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <limits>
 #include <random>
 
 #include "chela/cpu/conv/long.hpp"
@@ -149,6 +151,34 @@ TEST_CASE("the last input reaches the last output only, at any length") {
     for (Index t = 0; t + 1 < tokens; ++t) REQUIRE(std::abs(y(0, t, 0)) < 1e-7);
     CHECK(y(0, tokens - 1, 0) == doctest::Approx(1e6 * p.taps(0, 0)).epsilon(tight));
   }
+}
+
+/// Whether row t of channel 0 is finite just where `reached(t)` is false.
+template <class Reached>
+bool not_finite_where(const Tensor<double, 3>& rows, const Reached& reached) {
+  for (Index t = 0; t < rows.extents()[1]; ++t)
+    if (std::isfinite(rows(0, t, 0)) == reached(t)) return false;
+  return true;
+}
+
+TEST_CASE("direct sums take a NaN or an infinity to the outputs that meet it and to no other") {
+  for (Index taps : {1, 2, 7, 8, 9, 20, 70})
+    for (Index back : {0, 1, 6, 30})
+      for (double bad : {std::nan(""), std::numeric_limits<double>::infinity()})
+        for (Index at = 0; at < 40; ++at) {
+          CAPTURE(taps);
+          CAPTURE(back);
+          CAPTURE(at);
+          LongProblem<double> p({1, 40, 3, taps, back, true, true});
+          LongGradients<double> gradients(p.shape);
+          p.x(0, at, 0) = bad, p.grad_y(0, at, 0) = bad;
+          const auto meets = [&](Index to, Index from) { return to - from < taps && from - to <= back; };
+          const auto y = output<direct>(p);
+          CHECK(not_finite_where(y, [&](Index t) { return meets(t, at); }));
+          REQUIRE(cpu::long_conv_backward<direct>(gradients.into(p.backward_args())).ok());
+          CHECK(not_finite_where(gradients.x, [&](Index t) { return meets(at, t); }));
+          CHECK(not_finite_where(gradients.state, [&](Index r) { return meets(at, r - (taps - 1)); }));
+        }
 }
 
 TEST_CASE("pieces that pass the state on, and streams, are the whole") {

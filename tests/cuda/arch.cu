@@ -69,6 +69,24 @@ __global__ void warp_product(const T* a, const T* b, float* d) {
   }
 }
 
+/// d [16, 16] = a a^T of floats, a [16, 32]: its registers serve as both operands.
+__global__ void warp_product_of_floats(const float* a, float* d) {
+  const std::uint32_t tile = aligned_tiles();
+  fill_tile(tile, reinterpret_cast<const __half*>(a), 1);
+  const int lane = int(threadIdx.x);
+  float left[4] = {}, right[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    std::uint32_t x[4];
+    arch::load_matrices(x, tile + unsigned(arch::swizzled<64>(lane % 16, 2 * i + lane / 16)));
+    arch::multiply_add_floats(left, x, x[0], x[2]);
+    arch::multiply_add_floats(right, x, x[1], x[3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    float* const row = d + 16 * (lane / 4 + i / 2 * 8) + lane % 4 * 2 + i % 2;
+    row[0] = left[i], row[8] = right[i];
+  }
+}
+
 /// Products [64, N] of 64 of the sum. `from_registers`: a is given to the product in registers.
 template <class T, arch::Major A, arch::Major B, int Columns, bool FromRegisters>
 __global__ void __launch_bounds__(128, 1) warpgroup_product(const T* a, const T* b, float* d) {
@@ -109,7 +127,7 @@ template <class T, arch::Major A, arch::Major B, int Columns, bool FromRegisters
 double warpgroup_error() {
   constexpr bool b_side = B == arch::Major::side;
   const auto a = random_tensor<T>(1, 64, 64);
-  const auto b = random_tensor<T>(2, b_side ? 64 : Columns, b_side ? Columns : 64);
+  const auto b = random_tensor<T>(2, 64, std::max(Columns, 64));  // of whole panels
   const DeviceTensor<T, 2> device_a(a), device_b(b);
   const DeviceTensor<float, 2> d(nan_tensor<float>(64, Columns));
   const auto kernel = warpgroup_product<T, A, B, Columns, FromRegisters>;
@@ -117,7 +135,8 @@ double warpgroup_error() {
   kernel<<<1, 128, 4 * panel>>>(device_a.view().data, device_b.view().data, d.view().data);
   require_cuda(cudaGetLastError());
   const auto ordered = [](TensorView<const T, 2> x, bool turn) { return turn ? transposed(x, 0, 1) : x; };
-  return relative_error(d.host(), product(ordered(a, A == arch::Major::side), ordered(b, !b_side)));
+  const auto used = run(TensorView<const T, 2>(b), b_side ? 1 : 0, 0, Columns);
+  return relative_error(d.host(), product(ordered(a, A == arch::Major::side), ordered(used, !b_side)));
 }
 
 /// A box through shared memory: in by the copy engine, out by ordinary loads and by the copy engine at other
@@ -191,6 +210,15 @@ TEST_CASE_TEMPLATE("a warp's product", T, __nv_bfloat16, __half) {
   CHECK(relative_error(slice(got.view(), 1), want.view()) < 1e-5);
 }
 
+TEST_CASE("a warp's product of floats") {
+  const auto a = random_tensor<float>(1, 64, 32);  // of which 16 rows are used
+  const DeviceTensor<float, 2> device_a(a), d(nan_tensor<float>(16, 16));
+  warp_product_of_floats<<<1, 32, 2 * panel>>>(device_a.view().data, d.view().data);
+  require_cuda(cudaGetLastError());
+  const auto rows = run(TensorView<const float, 2>(a), 0, 0, 16);
+  CHECK(relative_error(d.host(), product(rows, transposed(rows, 0, 1))) < 2e-3);
+}
+
 TEST_CASE_TEMPLATE("a warpgroup's products", T, __nv_bfloat16, __half) {
   if (!has_warpgroups()) return;
   using arch::Major;
@@ -202,6 +230,8 @@ TEST_CASE_TEMPLATE("a warpgroup's products", T, __nv_bfloat16, __half) {
   CHECK(warpgroup_error<T, Major::sum, Major::sum, 64, true>() < 1e-5);
   CHECK(warpgroup_error<T, Major::sum, Major::side, 64, true>() < 1e-5);
   CHECK(warpgroup_error<T, Major::sum, Major::side, 128, true>() < 1e-5);
+  CHECK(warpgroup_error<T, Major::side, Major::sum, 16, false>() < 1e-5);
+  CHECK(warpgroup_error<T, Major::sum, Major::sum, 16, true>() < 1e-5);
 }
 
 TEST_CASE("matrices in and out of shared memory") {

@@ -40,6 +40,7 @@ class DeviceTensor {
     std::vector<char> filled(bytes_ + 2 * guard, pattern);
     if (bytes_) std::memcpy(filled.data() + guard, host.data(), bytes_);
     require_cuda(cudaMemcpy(memory_.data(), filled.data(), filled.size(), cudaMemcpyHostToDevice));
+    require_cuda(cudaDeviceSynchronize());  // a small copy may return while it is still under way
   }
 
   TensorView<T, Rank> view() const {

@@ -38,6 +38,17 @@ double tensor_core_tolerance() {
   return 0.75 * unit_roundoff<T>();
 }
 
+/// Likewise for gradients: parts of heads that share are rounded before they are summed. The gradient of a log-decay is a
+/// sum along as many as a thousand tokens, whose roundings it gathers.
+template <class T>
+double tensor_core_gradient_tolerance() {
+  return 1.25 * unit_roundoff<T>();
+}
+template <class T>
+double tensor_core_decay_gradient_tolerance() {
+  return 2.5 * unit_roundoff<T>();
+}
+
 /// Largest relative error of a hand-written gradient against central differences in double.
 inline constexpr double gradient_tolerance = 1e-6;
 

@@ -6,28 +6,38 @@
 
 namespace chela::cpu::detail {
 
-/// Ends a tile of dk, in walking order: products = k * dk without own terms, then dk with them.
-template <class T>
+/// The terms of the log-decay's gradient that a tile leaves or takes: one for each token and key, or with OverKeys their sum.
+template <bool OverKeys, class A>
+TensorView<A, 2> decay_terms(const TileAt<std::remove_const_t<A>>& at, Index heads, TensorView<A, 4> terms) {
+  return OverKeys ? at.rows(terms, heads) : at.columns(terms, heads);
+}
+
+/// Ends a tile of dk, in walking order: terms = k * dk without own terms, then dk with them.
+template <class T, bool OverKeys>
 struct EndKeys {
   using A = Accumulator<T>;
-  TensorView<const T, 4> q, k;     ///< [batch, token, heads / any divisor, key_dim]
-  TensorView<A, 4> products = {};  ///< [batch, token, head, key_dim]
-  bool sees_itself = true;         ///< whether a token's output reads what it writes
+  TensorView<const T, 4> q, k;  ///< [batch, token, heads / any divisor, key_dim]
+  TensorView<A, 4> terms = {};  ///< [batch, token, head, key_dim, or 1 if over keys]
+  bool sees_itself = true;      ///< whether a token's output reads what it writes
 
   Index heads_together() const { return 1; }
   void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
-    ahead.fetch(at.columns(k, heads)), ahead.fetch(at.columns(products, heads));
+    ahead.fetch(at.columns(k, heads)), ahead.fetch(decay_terms<OverKeys>(at, heads, terms));
   }
   void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
                   const A* own) const {
     const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
-    const auto to = at.columns(products, heads);
+    const auto to = decay_terms<OverKeys>(at, heads, terms);
     const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1;
     with_row_stride(contiguous, [&](auto stride) {
       using Stride = decltype(stride);
       for (Index t = 0; t < at.count; ++t) {
         const auto row = contiguous_row(strict + t * padded, at.width);
-        target_row<Eigen::InnerStride<1>>(to, t) = row_as<A, Stride>(ks, t) * row;
+        const auto products = row_as<A, Stride>(ks, t) * row;
+        if constexpr (OverKeys)
+          to(t, 0) = products.sum();
+        else
+          target_row<Eigen::InnerStride<1>>(to, t) = products;
         if (sees_itself)
           target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(qs, t);
         else
@@ -43,7 +53,7 @@ template <class T, class G, bool OverKeys>
 struct EndQueries {
   using A = Accumulator<T>;
   TensorView<const T, 4> q, k;       ///< [batch, token, heads / any divisor, key_dim]
-  TensorView<const A, 4> products;   ///< [batch, token, head, key_dim]
+  TensorView<const A, 4> terms;      ///< [batch, token, head, key_dim, or 1 if over keys]
   TensorView<const A, 4> log_decay;  ///< [batch, token, state_head, key_dim]
   TensorView<G, 4> grad_log_decay;   ///< [batch, token, state_head, key_dim, or 1 if over keys]
   TensorView<double, 3> sums;        ///< [sequence, head, key_dim or 1]; double: terms of long sequences nearly cancel
@@ -51,12 +61,12 @@ struct EndQueries {
 
   Index heads_together() const { return sums.extents[1] / log_decay.extents[2]; }
   void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
-    ahead.fetch(at.columns(q, heads)), ahead.fetch(at.columns(products, heads));
+    ahead.fetch(at.columns(q, heads)), ahead.fetch(decay_terms<OverKeys>(at, heads, terms));
   }
   void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
                   const A* own) const {
     const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
-    const auto terms = at.columns(products, heads), g = at.rows(log_decay, heads);
+    const auto of_keys = decay_terms<OverKeys>(at, heads, terms), g = at.rows(log_decay, heads);
     const auto grad = at.rows(grad_log_decay, heads);
     const Index width = OverKeys ? 1 : at.width;
     double* const sum = &sums(at.sequence, at.head, OverKeys ? 0 : at.column);
@@ -74,11 +84,11 @@ struct EndQueries {
           target_row<DecayStride>(grad, t) = sums_so_far.template cast<G>();
         else
           target_row<DecayStride>(grad, t) += sums_so_far.template cast<G>();
-        const auto each = row_as<A, Eigen::InnerStride<1>>(terms, t) - row_as<A, Stride>(qs, t) * row;
+        const auto of_queries = row_as<A, Stride>(qs, t) * row;
         if constexpr (OverKeys)
-          sum[0] += double(each.sum());
+          sum[0] += double(of_keys(t, 0)) - double(of_queries.sum());
         else
-          sums_so_far += each.template cast<double>();
+          sums_so_far += (row_as<A, Eigen::InnerStride<1>>(of_keys, t) - of_queries).template cast<double>();
         if (sees_itself)
           target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(ks, t);
         else
@@ -132,8 +142,8 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
     if (to.v.present()) grad_v.finish(to.v, executor);
   }
 
-  Tensor<A, 4> products;
-  if (wants_decay) products = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), s.key_dim);
+  Tensor<A, 4> terms;
+  if (wants_decay) terms = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), over_keys ? 1 : s.key_dim);
   if (to.k.present() || wants_decay) {
     GradientParts<A> grad_k;
     grad_k.allocate(to.k, s, s.key_dim);
@@ -147,7 +157,7 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
                                       .decay = {back(g), DecaySide::values, true}};
     if (wants_decay)
       recurrent_pass<P, true, ReadOrder::before_write>(
-          pass, executor, EndKeys<T>{back(args.q), back(args.k), back(products.view()), sees_itself});
+          pass, executor, EndKeys<T, over_keys>{back(args.q), back(args.k), back(terms.view()), sees_itself});
     else
       recurrent_pass<P, true, Order>(pass, executor);
     if (to.k.present()) grad_k.finish(to.k, executor);
@@ -171,8 +181,8 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
     const auto run_into = [&](auto grad) {
       recurrent_pass<P, true, ReadOrder::before_write>(
           pass, executor,
-          EndQueries<T, typename decltype(grad)::Value, over_keys>{args.q, args.k, std::as_const(products).view(), g,
-                                                                   grad, sums, sees_itself});
+          EndQueries<T, typename decltype(grad)::Value, over_keys>{args.q, args.k, std::as_const(terms).view(), g, grad,
+                                                                   sums, sees_itself});
     };
     if constexpr (D == DecayKind::per_key) {
       run_into(to.log_decay);

@@ -168,10 +168,19 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
                     scratch_size, body, executor);
 }
 
-/// A forward pass by the policy's evaluation: the recurrence, unless chunks are asked for. It has outputs and no errors.
+/// Whether chunks are the measured default: the recurrence sweeps a strip of the state's columns for every token, and pays when
+/// that no longer fits the first-level cache. On a Zen 4 with AVX-512, one thread, 1024 tokens of 4 heads in float, chunks of 32
+/// ran at 0.90, 0.98 and 1.83 times the recurrence's rate with 128, 256 and 512 keys and values.
+template <class A>
+constexpr bool prefers_chunks(Index key_dim) {
+  constexpr Index first_level_bytes = 32 * 1024;
+  return key_dim * RegisterBlock<A>::columns * Index(sizeof(A)) > first_level_bytes;
+}
+
+/// A forward pass by the policy's evaluation. It has outputs and no errors.
 template <ChunkPolicy P, bool Decays, class T, class O, class S, Executor E>
 void run_delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
-  if constexpr (P.evaluation == Evaluation::chunked)
+  const auto chunked = [&] {
     chunked_pass<Decays, RuleKind::delta>(LinearPass<T, T, T, O, S>{.sequences = pass.sequences,
                                                                     .q = pass.q,
                                                                     .k = pass.k,
@@ -181,8 +190,11 @@ void run_delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
                                                                     .query_factor = pass.query_factor,
                                                                     .decay = pass.decay},
                                           pass.beta, P.chunk_len, executor);
-  else
-    delta_pass<PolicyConstant<P>::value, Decays>(pass, executor);
+  };
+  if constexpr (P.evaluation == Evaluation::chunked) return chunked();
+  if constexpr (P.evaluation == Evaluation::automatic)
+    if (prefers_chunks<Accumulator<T>>(pass.q.extents[3])) return chunked();
+  if constexpr (P.evaluation != Evaluation::chunked) delta_pass<PolicyConstant<P>::value, Decays>(pass, executor);
 }
 
 }  // namespace chela::cpu::detail

@@ -17,18 +17,18 @@ namespace chela::cpu::detail {
 /// place, the outputs as rows of `padded` elements, and for each token q . k, factors included: it stores the outputs itself.
 struct StoreOutputs {};
 
-/// x . y over `count` elements.
+/// x . y of a row of two tiles that are packed alike, in panels of whole registers.
 template <class S>
-S packed_dot(const S* x, const S* y, Index count) {
+S packed_dot(const S* x, const S* y, Panels panels, Index row, Index columns) {
   using namespace Eigen::internal;
   using Packet = typename packet_traits<S>::type;
   constexpr Index lanes = packet_traits<S>::size;
   Packet sums = pset1<Packet>(S(0));
-  Index i = 0;
-  for (; i + lanes <= count; i += lanes) sums = pmadd(ploadu<Packet>(x + i), ploadu<Packet>(y + i), sums);
-  S sum = predux(sums);
-  for (; i < count; ++i) sum += x[i] * y[i];
-  return sum;
+  for (Index c = 0; c < columns; c += lanes) {
+    const Index at = panels.at(row, c);
+    sums = pmadd(ploadu<Packet>(x + at), ploadu<Packet>(y + at), sums);
+  }
+  return predux(sums);
 }
 
 /// Token recurrence over packed tiles, causal. Tiles take turns in two sets of scratch: while one is computed on, the next is
@@ -38,18 +38,21 @@ class RecurrentTiles {
  public:
   using Pass = LinearPass<Q, K, V, O, S>;
   using A = Accumulator<O>;
+  using Block = RegisterBlock<A>;
 
   RecurrentTiles(const Pass& pass, const Finish& finish, Index keys, Index columns, A* scratch)
       : pass_(pass), finish_(finish), heads_(pass.heads()) {
     const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
     const Index factors = Decays ? std::max(keys, columns) : 0;
+    const Index key_rows = Block::key_panels(tile_len).size(keys),
+                value_rows = Block::value_panels(tile_len).size(columns);
     for (Packed& p : packed_)
-      p = {take(tile_len * keys), take(tile_len * keys), take(tile_len * columns), take(tile_len * factors),
-           take(factors)};
-    partial_ = take(tile_len * columns), write_ = take(tile_len * factors);
+      p = {take(key_rows), take(key_rows), take(value_rows), take(tile_len * factors), take(factors)};
+    partial_ = take(value_rows), out_ = take(tile_len * columns), write_ = take(tile_len * factors);
   }
   static Index scratch_size(Index keys, Index columns) {
-    return tile_len * (4 * keys + 3 * columns) + (Decays ? (3 * tile_len + 2) * std::max(keys, columns) : 0);
+    return 4 * Block::key_panels(tile_len).size(keys) + 3 * Block::value_panels(tile_len).size(columns) +
+           tile_len * columns + (Decays ? (3 * tile_len + 2) * std::max(keys, columns) : 0);
   }
 
   void operator()(const TileInTurn<A>& in_turn) {
@@ -58,6 +61,7 @@ class RecurrentTiles {
     PackAhead<A> ahead;
     if (in_turn.turn == 0) pack(at, in_turn.next, packed_[0], ahead), ahead.finish();
     if (in_turn.next) pack(*in_turn.next, in_turn.later, packed_[(in_turn.turn + 1) % 2], ahead);
+    ahead.spread_over(at.count * (at.keys / Block::rows) * ceil_div(at.padded, Block::columns));
     if constexpr (!Decays)
       run<TileDecay::none>(at, packed, ahead);
     else if (on_values(at))
@@ -107,11 +111,11 @@ class RecurrentTiles {
     }
     const auto rows = [&](auto x, RowFactors<A> factors, A* to) {
       ahead.pack(at.rows(x, heads_), later ? later->rows(x, heads_) : decltype(at.rows(x, heads_)){}, factors, to,
-                 at.keys);
+                 Block::key_panels(at.count), at.keys);
     };
     rows(pass_.q, q, packed.q), rows(pass_.k, k, packed.k);
     ahead.pack(at.columns(pass_.v, heads_), later ? later->columns(pass_.v, heads_) : TensorView<const V, 2>{}, v,
-               packed.v, at.padded);
+               packed.v, Block::value_panels(at.count), at.padded);
     ahead.fetch(at.columns(pass_.o, heads_));
     if constexpr (finishes) finish_.fetch(at, heads_, ahead);
   }
@@ -128,7 +132,7 @@ class RecurrentTiles {
                        .values = at.padded,
                        .state = at.state,
                        .state_stride = at.padded,
-                       .out = partial_,
+                       .out = out_,
                        .out_stride = at.padded,
                        .decay = packed.folded ? packed.at_end : packed.read,
                        .out_factor = packed.read};
@@ -143,10 +147,10 @@ class RecurrentTiles {
       const A factor = D == TileDecay::columns_at_end ? pass_.query_factor : A(1);
       A own[tile_len];
       for (Index t = 0; t < at.count; ++t)
-        own[t] = factor * packed_dot(packed.q + t * at.keys, packed.k + t * at.keys, at.keys);
-      finish_(at, heads_, o, partial_, at.padded, own);
+        own[t] = factor * packed_dot(packed.q, packed.k, Block::key_panels(at.count), t, at.keys);
+      finish_(at, heads_, o, out_, at.padded, own);
     } else if (!direct) {
-      unpack_rows(partial_, at.padded, o);
+      unpack_rows(out_, at.padded, o);
     }
   }
 
@@ -154,7 +158,7 @@ class RecurrentTiles {
   const Finish& finish_;
   Index heads_;
   Packed packed_[2];
-  A *partial_, *write_;
+  A *partial_, *out_, *write_;
 };
 
 template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E,

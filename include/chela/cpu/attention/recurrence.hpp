@@ -5,10 +5,12 @@
 // one fits. Ordinary decay costs nothing inside either: it is folded into q, k (or o, v) and the end of the tile
 // (cpu/attention/tile_decay.hpp).
 #include <Eigen/Core>
+#include <algorithm>
 #include <type_traits>
 
 #include "chela/core/host_device.hpp"
 #include "chela/core/index.hpp"
+#include "chela/cpu/tile/packing.hpp"
 
 namespace chela::cpu {
 
@@ -21,6 +23,10 @@ struct RegisterBlock {
   /// Key rows: 16 of 32 registers hold state, or 8 of 16.
   static constexpr int rows = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 8 : 4;
   static constexpr int columns = vectors * lanes;
+
+  /// How keys and queries, and values, of a tile of so many tokens are packed.
+  static constexpr Panels key_panels(Index tokens) { return {tokens, std::max(rows, lanes)}; }
+  static constexpr Panels value_panels(Index tokens) { return {tokens, columns}; }
 };
 
 /// Calls f(a constant number of registers, first column) for strips of columns: as wide as RegisterBlock's, and a last one of a
@@ -46,9 +52,9 @@ enum class TileDecay {
 /// When a token's query reads: what the token itself wrote included, or only what came before.
 enum class ReadOrder { after_write, before_write };
 
-/// One packed tile: `q` and `k` are [tokens, keys], `v` [tokens, values], `state` [keys, values] with rows `state_stride`
-/// apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::lanes. Outputs go to rows `out_stride`
-/// apart; `partial` [tokens, values] holds them until all keys are summed, and may be the same memory.
+/// One packed tile: `q` and `k` [tokens, keys] in key panels, `v` [tokens, values] in value panels, `state` [keys, values] with
+/// rows `state_stride` apart; `keys` is a multiple of RegisterBlock::rows, `values` of RegisterBlock::lanes. Outputs go to rows
+/// `out_stride` apart; `partial`, in value panels, holds them until all keys are summed.
 template <class S>
 struct PackedTile {
   const S *q, *k, *v;
@@ -71,30 +77,36 @@ void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
   using Block = RegisterBlock<S>;
   using Packet = typename Block::Packet;
   constexpr int rows = Block::rows, lanes = Block::lanes;
-  const Index keys = tile.keys, values = tile.values;
+  const Index tokens = tile.tokens, keys = tile.keys, values = tile.values;
+  const Panels key_panels = Block::key_panels(tile.tokens), value_panels = Block::value_panels(tile.tokens);
+  constexpr Index key_width = Block::key_panels(0).width, value_width = Block::value_panels(0).width;
 
   for_each_strip<S>(values, [&](auto strip, Index column) {
     constexpr int vectors = decltype(strip)::value;
+    const S* const v = tile.v + value_panels.at(0, column);
+    S* const partial = tile.partial + value_panels.at(0, column);
     for (Index row = 0; row < keys; row += rows) {
       const bool first = row == 0, last = row + rows == keys;
-      S* const out = (last ? tile.out : tile.partial) + column;
-      const Index out_stride = last ? tile.out_stride : values;
+      const S* const keys_of_block = tile.k + key_panels.at(0, row);
+      const S* const queries_of_block = tile.q + key_panels.at(0, row);
+      S* const out = last ? tile.out + column : partial;
+      const Index out_stride = last ? tile.out_stride : value_width;
       S* const state = tile.state + row * tile.state_stride + column;
       Packet s[rows][vectors];
       CHELA_UNROLL
       for (int r = 0; r < rows; ++r) CHELA_UNROLL
       for (int n = 0; n < vectors; ++n) s[r][n] = ploadu<Packet>(state + r * tile.state_stride + n * lanes);
 
-      for (Index t = 0; t < tile.tokens; ++t) {
-        const S* k = tile.k + t * keys + row;
-        const S* q = tile.q + t * keys + row;
+      for (Index t = 0; t < tokens; ++t) {
+        const S* k = keys_of_block + t * key_width;
+        const S* q = queries_of_block + t * key_width;
         Packet value[vectors], sum[vectors], keep[vectors];
         CHELA_UNROLL
         for (int n = 0; n < vectors; ++n) {
-          const Index at = t * values + column + n * lanes;
-          value[n] = ploadu<Packet>(tile.v + at);
-          sum[n] = first ? pset1<Packet>(S(0)) : ploadu<Packet>(tile.partial + at);
-          if constexpr (D == TileDecay::columns) keep[n] = ploadu<Packet>(tile.decay + at);
+          const Index at = t * value_width + n * lanes;
+          value[n] = ploadu<Packet>(v + at);
+          sum[n] = first ? pset1<Packet>(S(0)) : ploadu<Packet>(partial + at);
+          if constexpr (D == TileDecay::columns) keep[n] = ploadu<Packet>(tile.decay + t * values + column + n * lanes);
         }
         CHELA_UNROLL
         for (int r = 0; r < rows; ++r) {

@@ -4,6 +4,7 @@
 // gives the same bits. Tensors of fewer heads than the walk are shared by runs of neighbouring heads.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "chela/chunk/ragged.hpp"
 #include "chela/core/executor.hpp"
@@ -15,16 +16,21 @@
 
 namespace chela::cpu::detail {
 
+/// Which of `fewer` heads head `head` of `heads` reads. Mostly there are as many, and tiles are too short for divisions.
+inline Index shared_head(Index head, Index heads, Index fewer) {
+  return heads == fewer ? head : head / (heads / fewer);
+}
+
 /// [batch, token, head, dim] -> [token, dim] of one batch entry and of the head that head `head` of `heads` reads.
 template <class T>
 TensorView<T, 2> head_matrix(TensorView<T, 4> x, Index batch, Index head, Index heads) {
-  return slice_axis<1>(slice(x, batch), head / (heads / x.extents[2]));
+  return slice_axis<1>(slice(x, batch), shared_head(head, heads, x.extents[2]));
 }
 
 /// [batch, head, row, column] -> [row, column], likewise.
 template <class T>
 TensorView<T, 2> state_matrix(TensorView<T, 4> state, Index batch, Index head, Index heads) {
-  return slice(slice(state, batch), head / (heads / state.extents[1]));
+  return slice(slice(state, batch), shared_head(head, heads, state.extents[1]));
 }
 
 /// Whether head `head` is the one that stores a final state shared by a run of heads.
@@ -209,9 +215,10 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
       store_last(first + h, states + h * state_size, 0);
     }
     const Index tiles = cut.size() * run_heads;
+    TileAt<A> next = tile_at(0), later = tile_at(std::min<Index>(1, tiles - 1));
     for (Index i = 0; i < tiles; ++i) {
-      const TileAt<A> tile = tile_at(i), next = tile_at(std::min(i + 1, tiles - 1)),
-                      later = tile_at(std::min(i + 2, tiles - 1));
+      const TileAt<A> tile = std::exchange(next, later);
+      later = tile_at(std::min(i + 2, tiles - 1));
       advance(TileInTurn<A>{i, tile, i + 1 < tiles ? &next : nullptr, i + 2 < tiles ? &later : nullptr});
       const Index done = tile.begin + tile.count - sequence.begin;
       if (kept.boundary.present() && done % kept.boundary_every == 0)

@@ -11,21 +11,25 @@
 
 namespace chela::cpu::detail {
 
-/// Uninitialised memory, aligned to a cache line.
+/// Uninitialised memory, aligned to a cache line, or where it is large to large pages: the passes of a transform walk
+/// points that lie far apart.
 template <class A>
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(Index size)
-      : memory_(size > 0 ? static_cast<A*>(::operator new(sizeof(A) * std::size_t(size), alignment)) : nullptr) {
-    chela::detail::prefer_large_pages(memory_.get(), sizeof(A) * std::size_t(size));
+  explicit Scratch(Index size) {
+    const std::size_t bytes = sizeof(A) * std::size_t(size), line = 64, large_page = std::size_t(1) << 21;
+    if (bytes == 0) return;
+    const std::align_val_t alignment{bytes >= large_page ? large_page : line};
+    memory_ = {static_cast<A*>(::operator new(bytes, alignment)), Free{alignment}};
+    chela::detail::prefer_large_pages(memory_.get(), bytes);
   }
 
   A* data() const { return memory_.get(); }
 
  private:
-  static constexpr std::align_val_t alignment{64};
   struct Free {
+    std::align_val_t alignment{};
     void operator()(A* p) const { ::operator delete(p, alignment); }
   };
   std::unique_ptr<A, Free> memory_;

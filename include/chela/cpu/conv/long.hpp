@@ -53,8 +53,7 @@ struct LongConvForward {
     with_source<A>(x, history, group, form.plan.points(), work, [&](const auto& source) {
       if constexpr (std::is_same_v<T, A>) {
         if (rows_are_packets<A>(y, group))
-          return convolve(form.plan, source, middle,
-                          RealRowsOut<A>{y.data + group.first, y.strides[0], y.extents[0], streams()}, work);
+          return with_sink(y, a.y, group, [&](const auto& sink) { convolve(form.plan, source, middle, sink, work); });
       }
       convolve(form.plan, source, middle, RealRowsOut<A>{work, point_size<A>, y.extents[0]}, work);
       scatter_group<A>(work, point_size<A>, y, group);

@@ -146,8 +146,8 @@ struct LongConvBackward {
     const auto grad_x = a.grad_x.present() ? run(grad_rows(i), 0, begin, rows) : TensorView<T, 2>{};
     if constexpr (std::is_same_v<T, A>) {
       if (!in_blocks() && !a.grad_initial_state.present() && rows_are_packets<A>(grad_x, group))
-        return convolve(form.plan, source, middle,
-                        RealRowsOut<A>{grad_x.data + group.first, grad_x.strides[0], rows, streams()}, work);
+        return with_sink(grad_x, a.grad_x, group,
+                         [&](const auto& sink) { convolve(form.plan, source, middle, sink, work); });
     }
     convolve(form.plan, source, middle, Points<A>{work}, work);
     if (in_blocks()) exchange_carry(work, scratch.carry);
@@ -255,6 +255,7 @@ struct LongConvBackward {
 template <class T, class A, int Eighths, class KernelOf, Executor E>
 void run_long_conv_backward(const LongConvBackward<T, A, Eighths>& pass, const std::vector<Index>& members, Index runs,
                             const KernelOf& kernel_of, bool add, const E& executor) {
+  if (!pass.wants_kernel() && !pass.wants_input()) return;
   const Index groups = channel_groups<A>(pass.s.channels), part = 3 * pass.part_size(), size = pass.sum_size();
   const Scratch<A> scratch(executor.workers() * part);
   const bool kernel = pass.wants_kernel();

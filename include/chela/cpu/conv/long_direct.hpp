@@ -58,43 +58,37 @@ void stage_rows(TensorView<const T, 2> rows, TensorView<const T, 2> history, Cha
   part(rows, 0, 0, rows.extents[0]);
 }
 
-/// Adds input s to those of `direct_rows` outputs that it meets.
-template <class A, class Meets>
-CHELA_ALWAYS_INLINE void add_input(const A* inputs, const A* kernel, Index s, const Meets& meets, LanePacket<A>* sums) {
+/// What input row s adds to the outputs from `first` to `last`.
+template <class A>
+CHELA_ALWAYS_INLINE void meet_outputs(const A* inputs, const A* kernel, Index s, Index first, Index last,
+                                      LanePacket<A>* sums) {
   using namespace Eigen::internal;
   constexpr int lanes = lanes_of<A>;
   const LanePacket<A> x = ploadu<LanePacket<A>>(inputs + s * lanes);
   CHELA_UNROLL
   for (Index i = 0; i < direct_rows; ++i)
-    if (meets(i)) sums[i] = pmadd(x, ploadu<LanePacket<A>>(kernel + (i - s) * lanes), sums[i]);
+    if (i >= first && i < last) sums[i] = pmadd(x, ploadu<LanePacket<A>>(kernel + (i - s) * lanes), sums[i]);
 }
 
 /// The sums at `direct_rows` outputs over the inputs from row `begin` to `end`: row 0 of `inputs` is what the first
 /// output meets at the kernel's last lag, and `kernel` the packet of that lag. Each input meets the outputs at
-/// neighbouring lags, and none but these: what is not a number stays within the kernel's reach.
+/// neighbouring lags; the first and the last few only those that the kernel reaches, as a zero instead would spread a
+/// NaN to outputs before it.
 template <class A>
-CHELA_ALWAYS_INLINE void direct_sums(Index lags, const A* inputs, const A* kernel, Index begin, Index end,
+CHELA_ALWAYS_INLINE void direct_sums(const A* inputs, const A* kernel, Index lags, Index begin, Index end,
                                      LanePacket<A>* sums) {
-  constexpr Index edge = direct_rows - 1;  // inputs on either side that do not meet every output
-  if (lags < edge) {
-    for (Index s = begin; s < end; ++s)
-      add_input(
-          inputs, kernel, s, [&](Index i) { return i <= s && s - i < lags; }, sums);
+  if (lags < direct_rows) {
+    for (Index s = begin; s < end; ++s) meet_outputs(inputs, kernel, s, s - lags + 1, s + 1, sums);
     return;
   }
   CHELA_UNROLL
-  for (Index s = 0; s < edge; ++s)
-    if (begin <= s && s < end)
-      add_input(
-          inputs, kernel, s, [=](Index i) { return i <= s; }, sums);
-  for (Index s = std::max(begin, edge); s < std::min(end, lags); ++s)
-    add_input(
-        inputs, kernel, s, [](Index) { return true; }, sums);
+  for (Index s = 0; s < direct_margin; ++s)
+    if (s >= begin && s < end) meet_outputs(inputs, kernel, s, 0, s + 1, sums);
+  for (Index s = std::max(begin, direct_margin); s < std::min(end, lags); ++s)
+    meet_outputs(inputs, kernel, s, 0, direct_rows, sums);
   CHELA_UNROLL
-  for (Index r = 0; r < edge; ++r)
-    if (begin <= lags + r && lags + r < end)
-      add_input(
-          inputs, kernel, lags + r, [=](Index i) { return i > r; }, sums);
+  for (Index r = 0; r < direct_margin; ++r)
+    if (lags + r >= begin && lags + r < end) meet_outputs(inputs, kernel, lags + r, r + 1, direct_rows, sums);
 }
 
 /// Rows of inputs, from `begin` to `end`.
@@ -121,7 +115,7 @@ void direct_convolve(KernelLags k, const A* kernel, const LanePacket<A>& skip, I
       for (Index i = 0; i < direct_rows; ++i)
         sums[i] = pmul(skip, ploadu<LanePacket<A>>(buffer + (before + t + i) * lanes));
       const Index first = t0 + t - before;  // the row that meets the first output at the last lag
-      direct_sums<A>(k.lags(), buffer + t * lanes, last_lag, std::max<Index>(inputs.begin - first, 0),
+      direct_sums<A>(buffer + t * lanes, last_lag, k.lags(), std::max<Index>(inputs.begin - first, 0),
                      std::min(inputs.end - first, k.lags() + direct_margin), sums);
       CHELA_UNROLL
       for (Index i = 0; i < direct_rows; ++i) pstoreu(out + (t + i) * lanes, sums[i]);

@@ -78,6 +78,24 @@ void with_source(TensorView<const T, 2> rows, TensorView<const T, 2> history, Ch
   use(Points<A>{work});
 }
 
+/// From this size on the rows of a result leave the caches before the last group is done: inputs and spectra of four
+/// times that size come through meanwhile.
+inline constexpr Index least_streamed_rows = Index(1) << 23;
+
+/// Hands `use` a sink of the transform for the rows of one sequence, which are packets in memory, of `all` that the call
+/// writes.
+template <class A, class Use>
+void with_sink(TensorView<A, 2> rows, TensorView<A, 3> all, ChannelGroup group, const Use& use) {
+  A* const first = rows.data + group.first;
+  if constexpr (sizeof(LanePacket<A>) == line_bytes) {
+    if (worth_streaming(all, least_streamed_rows)) {
+      use(RealRowsOut<A, true>{first, rows.strides[0], rows.extents[0]});
+      return finish_streams();
+    }
+  }
+  use(RealRowsOut<A>{first, rows.strides[0], rows.extents[0]});
+}
+
 /// The rows before a sequence's first token that its kernel meets: none when there is no state.
 template <class T>
 TensorView<const T, 2> history_rows(TensorView<const T, 3> state, Index sequence, const KernelLags& lags) {

@@ -38,8 +38,9 @@ struct RealRows {
   CHELA_ALWAYS_INLINE void fetch(Index row) const { fetch_to_read(data + row * stride); }
 };
 
-/// Where the real parts of the first `count` rows go; the others are dropped. `streamed`: past the caches.
-template <class A>
+/// Where the real parts of the first `count` rows go; the others are dropped. `Streams`: past the caches, which takes
+/// packets of whole cache lines.
+template <class A, bool Streams = false>
 struct RealRowsOut {
   A* data = nullptr;
   Index stride = 0;
@@ -48,13 +49,13 @@ struct RealRowsOut {
 
   CHELA_ALWAYS_INLINE void store(Index row, const ComplexLanes<A>& x) const {
     if (row >= count) return;
-    if (streamed)
+    if constexpr (Streams)
       stream_lanes(data + row * stride, x.re);
     else
       Eigen::internal::pstoreu(data + row * stride, x.re);
   }
   CHELA_ALWAYS_INLINE void fetch(Index row) const {
-    if (!streamed) fetch_to_write(data + row * stride);
+    if constexpr (!Streams) fetch_to_write(data + row * stride);
   }
 };
 

@@ -50,11 +50,12 @@ inline void finish_streams() {
 #endif
 }
 
-/// Whether a result's rows begin with a cache line.
+/// Whether a result has this size at least and its rows begin with a cache line.
 template <class T>
-bool can_stream(TensorView<T, 3> result) {
+bool worth_streaming(TensorView<T, 3> result, Index least_bytes = least_streamed_bytes) {
   const auto aligned = [](Index stride) { return stride * Index(sizeof(T)) % line_bytes == 0; };
-  return CHELA_STREAMS && result.strides[2] == 1 && aligned(result.strides[0]) && aligned(result.strides[1]) &&
+  return CHELA_STREAMS && result.size() * Index(sizeof(T)) >= least_bytes && result.strides[2] == 1 &&
+         aligned(result.strides[0]) && aligned(result.strides[1]) &&
          reinterpret_cast<std::uintptr_t>(result.data) % line_bytes == 0;
 }
 

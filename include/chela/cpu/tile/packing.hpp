@@ -7,9 +7,21 @@
 
 #include "chela/core/element.hpp"
 #include "chela/core/host_device.hpp"
+#include "chela/core/index.hpp"
 #include "chela/core/tensor_view.hpp"
 
 namespace chela::cpu {
+
+/// A packed tile [rows, columns] as panels: runs of `width` columns, each with all of its rows together. What a block of registers
+/// reads is then one stretch of memory. Where the rows of a tile are whole rows of a matrix, the parts that a block reads lie a row
+/// apart, too far for the first-level cache to hold those of all rows.
+struct Panels {
+  Index rows, width;
+
+  constexpr Index at(Index row, Index column) const { return (column / width * rows + row) * width + column % width; }
+  /// Elements of a tile; its last panel may hold fewer columns than there is room for.
+  constexpr Index size(Index columns) const { return rows * round_up(columns, width); }
+};
 
 namespace detail {
 

@@ -1,5 +1,6 @@
 #pragma once
-// Products of one warp (sm_80): d [16, 8] += a [16, 16] b [16, 8], summed in float.
+// Products of one warp (sm_80): d [16, 8] += a [16, 16] b [16, 8] of 16-bit elements, or a [16, 8] b [8, 8] of floats,
+// summed in float.
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -27,6 +28,20 @@ __device__ inline void multiply_add(float* d, const std::uint32_t (&a)[4], std::
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+/// d [16, 8] += a [16, 8] b [8, 8] of floats, each cut to 10 bits behind the point. With g = lane / 4 and c = lane % 4,
+/// a float at a time:
+///   a   (g, c), (g + 8, c), (g, c + 4), (g + 8, c + 4)        load_matrices of a, its floats taken for pairs
+///   b   (c, g), (c + 4, g)
+/// and d as above, so that a's first and third registers are b for the product with a's first 8 rows, transposed, and
+/// the others for that with its last 8.
+__device__ inline void multiply_add_floats(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 }  // namespace chela::cuda::arch

@@ -58,4 +58,12 @@ __device__ inline void keep(const std::uint32_t (&x)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" ::"r"(x[i]) : "memory");
 }
 
+/// The same pointer, which the compiler takes for another: addresses made from it before do not stay in registers until
+/// they are needed again.
+template <class T>
+__device__ inline T* made_anew(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 }  // namespace chela::cuda::arch

@@ -88,12 +88,27 @@ __device__ inline float load_shared_float(std::uint32_t address) {
   return x;
 }
 
+__device__ inline void store_shared_float(std::uint32_t address, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+
 __device__ inline void store_shared_float2(std::uint32_t address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
 }
 
+__device__ inline std::uint32_t load_shared_word(std::uint32_t address) {
+  std::uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
+
 __device__ inline void store_shared_word(std::uint32_t address, std::uint32_t x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+/// The low half.
+__device__ inline void store_shared_half_word(std::uint32_t address, std::uint32_t x) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(x)) : "memory");
 }
 
 __device__ inline uint4 load_shared_unit(std::uint32_t address) {

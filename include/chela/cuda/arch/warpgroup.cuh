@@ -55,12 +55,13 @@ __device__ inline void wait_products() {
 #endif
 }
 
-// The operand lists of one instruction, eight registers at a time. N = 64 has 32 of them, N = 128 has 64.
+// The operand lists of one instruction, eight registers at a time. N = 16 has 8 of them, N = 64 has 32, N = 128 has 64.
 #define CHELA_D8(i)                                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define CHELA_D32 CHELA_D8(0), CHELA_D8(8), CHELA_D8(16), CHELA_D8(24)
 #define CHELA_D64 CHELA_D32, CHELA_D8(32), CHELA_D8(40), CHELA_D8(48), CHELA_D8(56)
+#define CHELA_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define CHELA_NAMES32                                                                                              \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, "                                                                                                          \
@@ -87,10 +88,15 @@ __device__ inline void wait_products() {
 /// d = (sum ? d : 0) + a b, both operands in shared memory. `Registers` is N / 2.
 template <class T, Major A, Major B, int Registers>
 __device__ inline void start_product(float (&d)[Registers], std::uint64_t a, std::uint64_t b, bool sum) {
-  static_assert(Registers == 32 || Registers == 64, "a warpgroup's product has 64 or 128 columns here");
+  static_assert(Registers == 8 || Registers == 32 || Registers == 64,
+                "a warpgroup's product has 16, 64 or 128 columns here");
 #if CHELA_SM90A
   constexpr bool bf16 = std::is_same_v<T, __nv_bfloat16>;
-  if constexpr (Registers == 32 && bf16) {
+  if constexpr (Registers == 8 && bf16) {
+    CHELA_FROM_SHARED(16, "bf16.bf16", CHELA_NAMES8, CHELA_D8(0), 8, 9, 10, 11, 12);
+  } else if constexpr (Registers == 8) {
+    CHELA_FROM_SHARED(16, "f16.f16", CHELA_NAMES8, CHELA_D8(0), 8, 9, 10, 11, 12);
+  } else if constexpr (Registers == 32 && bf16) {
     CHELA_FROM_SHARED(64, "bf16.bf16", CHELA_NAMES32, CHELA_D32, 32, 33, 34, 35, 36);
   } else if constexpr (Registers == 32) {
     CHELA_FROM_SHARED(64, "f16.f16", CHELA_NAMES32, CHELA_D32, 32, 33, 34, 35, 36);
@@ -105,10 +111,15 @@ __device__ inline void start_product(float (&d)[Registers], std::uint64_t a, std
 /// The same with a in registers.
 template <class T, Major B, int Registers>
 __device__ inline void start_product(float (&d)[Registers], const std::uint32_t* a, std::uint64_t b, bool sum) {
-  static_assert(Registers == 32 || Registers == 64, "a warpgroup's product has 64 or 128 columns here");
+  static_assert(Registers == 8 || Registers == 32 || Registers == 64,
+                "a warpgroup's product has 16, 64 or 128 columns here");
 #if CHELA_SM90A
   constexpr bool bf16 = std::is_same_v<T, __nv_bfloat16>;
-  if constexpr (Registers == 32 && bf16) {
+  if constexpr (Registers == 8 && bf16) {
+    CHELA_FROM_REGISTERS(16, "bf16.bf16", CHELA_NAMES8, CHELA_D8(0), 8, 9, 10, 11, 12, 13, 14);
+  } else if constexpr (Registers == 8) {
+    CHELA_FROM_REGISTERS(16, "f16.f16", CHELA_NAMES8, CHELA_D8(0), 8, 9, 10, 11, 12, 13, 14);
+  } else if constexpr (Registers == 32 && bf16) {
     CHELA_FROM_REGISTERS(64, "bf16.bf16", CHELA_NAMES32, CHELA_D32, 32, 33, 34, 35, 36, 37, 38);
   } else if constexpr (Registers == 32) {
     CHELA_FROM_REGISTERS(64, "f16.f16", CHELA_NAMES32, CHELA_D32, 32, 33, 34, 35, 36, 37, 38);
@@ -123,6 +134,7 @@ __device__ inline void start_product(float (&d)[Registers], const std::uint32_t*
 #undef CHELA_D8
 #undef CHELA_D32
 #undef CHELA_D64
+#undef CHELA_NAMES8
 #undef CHELA_NAMES32
 #undef CHELA_NAMES64
 #undef CHELA_FROM_SHARED

@@ -7,6 +7,9 @@
 //   leave   exp(G - b_j)     on what a token leaves in the state
 //   age     exp(G)           on the earlier state
 //
+// Back in time, where a query sees its own token and later ones, scores weigh exp(b_j - b_i), j >= i, and enter and leave
+// change places.
+//
 // Every exponent evaluated is <= 0. A decay under 2^-126, -infinity included, is a reset: it counts as 0 in the sums,
 // and what lies before the last reset has weight 0, so that no difference of infinities is ever formed and sums stay
 // short.
@@ -25,21 +28,27 @@ struct WithoutDecay {
 struct ScalarDecay {
   static constexpr bool decays = true;
 };
+struct KeyDecay {  // key_decay.cuh
+  static constexpr bool decays = true;
+};
 
 /// Tokens of one chunk.
 inline constexpr int chunk_len = 64;
+
+/// Log-decays are held as powers of two, and those under 2^-126 are resets.
+inline constexpr float log2_e = 1.44269504f;
+__device__ constexpr bool is_reset(float power_of_two) { return power_of_two < -126.f; }
 
 /// The log-decays of one chunk, held by a warp: lane l has tokens 2 l and 2 l + 1. All members are for the whole warp
 /// at once.
 class ChunkGates {
  public:
   __device__ ChunkGates(float2 log_decay, int lane) : lane_(lane) {
-    constexpr float log2_e = 1.44269504f, reset = -126.f;
     float x = log_decay.x * log2_e, y = log_decay.y * log2_e;
-    even_resets_ = __ballot_sync(~0u, x < reset);
-    odd_resets_ = __ballot_sync(~0u, y < reset);
-    if (x < reset) x = 0;
-    if (y < reset) y = 0;
+    even_resets_ = __ballot_sync(~0u, is_reset(x));
+    odd_resets_ = __ballot_sync(~0u, is_reset(y));
+    if (is_reset(x)) x = 0;
+    if (is_reset(y)) y = 0;
     float sum = x + y;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -60,6 +69,15 @@ class ChunkGates {
   __device__ int reach(int token) const {
     const int last = last_reset(token);
     return token - (last > 0 ? last : 0);
+  }
+
+  /// As reach, back in time: how many later tokens, those before the next reset.
+  __device__ int reach_ahead(int token) const {
+    const unsigned even = even_resets_ & (~0u << (token / 2) << 1);
+    const unsigned odd = odd_resets_ & (~0u << (token / 2) << (token % 2));
+    const int next_even = even ? 2 * (__ffs(int(even)) - 1) : chunk_len;
+    const int next_odd = odd ? 2 * __ffs(int(odd)) - 1 : chunk_len;
+    return (next_even < next_odd ? next_even : next_odd) - 1 - token;
   }
 
   __device__ float2 enter() const { return {enter(sums_.x, 2 * lane_), enter(sums_.y, 2 * lane_ + 1)}; }
@@ -108,8 +126,14 @@ class GateRing {
  public:
   static constexpr int chunks = 4, bytes = chunks * chunk_len * int(sizeof(float));
 
-  __device__ GateRing(std::uint32_t memory, GateSource source, int first_chunk, int end_chunk, int lane)
-      : memory_(memory + 8 * std::uint32_t(lane)), source_(source), next_(first_chunk), end_(end_chunk), lane_(lane) {
+  __device__ GateRing(std::uint32_t memory, GateSource source, int first_chunk, int end_chunk, int lane,
+                      bool reversed = false)
+      : memory_(memory + 8 * std::uint32_t(lane)),
+        source_(source),
+        chunk_(reversed ? end_chunk - 1 : first_chunk),
+        step_(reversed ? -1 : 1),
+        count_(end_chunk - first_chunk),
+        lane_(lane) {
     for (int i = 0; i < chunks - 1; ++i) fetch();
   }
 
@@ -117,28 +141,29 @@ class GateRing {
   __device__ ChunkGates take() {
     fetch();
     arch::wait_copies<chunks - 1>();
-    return {arch::load_shared_float2(place(next_ - chunks)), lane_};
+    return {arch::load_shared_float2(place(fetched_ - chunks)), lane_};
   }
 
  private:
-  __device__ std::uint32_t place(int chunk) const {
-    return memory_ + std::uint32_t((chunk & (chunks - 1)) * chunk_len * int(sizeof(float)));
+  __device__ std::uint32_t place(int index) const {
+    return memory_ + std::uint32_t((index & (chunks - 1)) * chunk_len * int(sizeof(float)));
   }
   __device__ void fetch() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int token = next_ * chunk_len + 2 * lane_ + i;
-      const bool valid = next_ < end_ && token < source_.tokens;
-      arch::copy_async_4(place(next_) + 4u * unsigned(i), source_.data + (valid ? token * source_.token_stride : 0),
+      const int token = chunk_ * chunk_len + 2 * lane_ + i;
+      const bool valid = fetched_ < count_ && token < source_.tokens;
+      arch::copy_async_4(place(fetched_) + 4u * unsigned(i), source_.data + (valid ? token * source_.token_stride : 0),
                          valid);
     }
     arch::commit_copies();
-    ++next_;
+    chunk_ += step_;
+    ++fetched_;
   }
 
   std::uint32_t memory_;
   GateSource source_;
-  int next_, end_, lane_;
+  int chunk_, step_, count_, lane_, fetched_ = 0;
 };
 
 /// The weights of one chunk in shared memory, written by one warp and read by others.
@@ -147,8 +172,8 @@ class SharedGates {
   static constexpr int bytes = (2 * chunk_len + 4) * int(sizeof(float));
 
   __device__ explicit SharedGates(std::uint32_t memory) : memory_(memory) {}
-  __device__ void write(const ChunkGates& gates, int lane) const {
-    const float2 enter = gates.enter(), leave = gates.leave();
+  __device__ void write(const ChunkGates& gates, int lane, bool reversed = false) const {
+    const float2 enter = reversed ? gates.leave() : gates.enter(), leave = reversed ? gates.enter() : gates.leave();
     arch::store_shared_float2(memory_ + 8u * unsigned(lane), enter.x, enter.y);
     arch::store_shared_float2(memory_ + 4 * chunk_len + 8u * unsigned(lane), leave.x, leave.y);
     const float age = gates.age();

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "chela/attention/linear.hpp"
+#include "chela/cuda/attention/key_decay_pass.cuh"
 #include "chela/cuda/attention/linear_tuning.cuh"
 #include "chela/cuda/attention/segment_states.cuh"
 #include "chela/cuda/attention/warp_pass.cuh"
@@ -15,7 +16,8 @@
 namespace chela::cuda::detail {
 
 template <DecayKind D>
-using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay, ScalarDecay>;
+using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay,
+                                   std::conditional_t<D == DecayKind::per_key, KeyDecay, ScalarDecay>>;
 
 /// Rows of 16-byte units: what every kernel loads and stores.
 template <class T>
@@ -23,6 +25,17 @@ constexpr bool has_aligned_rows(TensorView<T, 4> view) {
   for (int axis = 0; axis < 3; ++axis)
     if (view.extents[axis] > 1 && view.strides[axis] % 8 != 0) return false;
   return unit_last_stride(view) && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+}
+
+/// Pairs of floats that can be loaded at once: how the kernels read log-decays per key. Other kinds may lie anyhow.
+template <class G, int Rank>
+constexpr bool has_aligned_pairs(TensorView<G, Rank> log_decay) {
+  if constexpr (Rank == 4) {
+    for (int axis = 0; axis < 3; ++axis)
+      if (log_decay.extents[axis] > 1 && log_decay.strides[axis] % 2 != 0) return false;
+    return unit_last_stride(log_decay) && reinterpret_cast<std::uintptr_t>(log_decay.data) % 8 == 0;
+  }
+  return true;
 }
 
 /// Refuses what the contract allows and the GPU does not.
@@ -50,6 +63,8 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
               "v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
       require(has_aligned_rows(args.o), Code::bad_stride,
               "o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+      require(has_aligned_pairs(args.log_decay), Code::bad_stride,
+              "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
       require(s.tokens < most_tokens, Code::unsupported,
               "the token extent must be below 2^30 on the GPU; call in pieces, passing the state"),
       require(sequences_of(args).size() <= most_blocks / (4 * s.output_heads()), Code::unsupported,
@@ -63,11 +78,12 @@ struct LinearPlan {
   Device device;
   Instructions instructions = Instructions::warp;
   LinearSchedule schedule;
+  Index ages = 1;       ///< numbers that say what a segment leaves of a state: one, or one for each key
   bool staged = false;  ///< the pass begins from states that a kernel before it put into the workspace
 
   Index states() const { return staged ? schedule.segments * sequences * shape.state_heads() : 0; }
   std::size_t workspace_bytes() const {
-    return std::size_t(states()) * std::size_t(shape.key_dim * shape.value_dim + 1) * sizeof(float);
+    return std::size_t(states()) * std::size_t(shape.key_dim * shape.value_dim + ages) * sizeof(float);
   }
 };
 
@@ -95,8 +111,12 @@ bool may_overlap(TensorView<A, Rank> a, TensorView<B, Rank> b) {
 template <class T, class D>
 Status has_warpgroup_kernels(bool& there) {
   cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, warpgroup_pass<T, D, 64, 1>);
-  there = error == cudaSuccess && attributes.sharedSizeBytes >= sizeof(WarpgroupBarriers);
+  cudaError_t error = cudaSuccess;
+  if constexpr (std::is_same_v<D, KeyDecay>)
+    error = cudaFuncGetAttributes(&attributes, key_decay_pass<T, 64, 1>);
+  else
+    error = cudaFuncGetAttributes(&attributes, warpgroup_pass<T, D, 64, 1>);
+  there = error == cudaSuccess && attributes.sharedSizeBytes >= sizeof(std::uint64_t[most_stages]);
   return from_cuda(error);
 }
 
@@ -105,6 +125,7 @@ Status plan_linear(const LinearAttentionArgs<T, D, R, F>& args, LinearPlan& plan
   constexpr LinearPolicy policy = LinearPolicyConstant<P>::value;
   plan.shape = linear_attention_shape(args.q, args.k, args.v);
   plan.sequences = sequences_of(args).size();
+  if (D == DecayKind::per_key) plan.ages = plan.shape.key_dim;
   if (Status s = current_device(plan.device); !s.ok()) return s;
 
   if constexpr (policy.instructions != Instructions::warp) {
@@ -121,7 +142,9 @@ Status plan_linear(const LinearAttentionArgs<T, D, R, F>& args, LinearPlan& plan
               "value_dim 64 or 128, and positive strides; Instructions::automatic takes what there is"};
   }
   if (plan.instructions == Instructions::warpgroup)
-    plan.schedule = tuned_warpgroup_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy);
+    plan.schedule = D == DecayKind::per_key
+                        ? tuned_key_decay_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy)
+                        : tuned_warpgroup_schedule(plan.shape, plan.sequences, plan.device.multiprocessors, policy);
   const bool shared_states = plan.shape.output_heads() > plan.shape.state_heads();
   plan.staged = plan.schedule.segments > 1 ||
                 (shared_states && may_overlap(key_major<F>(args.initial_state), key_major<F>(args.final_state)));
@@ -193,7 +216,7 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
       sums.pass.stages =
           std::min(most_stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / Tiles::stage);
-      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups>,
+      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups, false>,
                             dim3(unsigned(tiles * plan.shape.state_heads()), unsigned(pass.segments - 1)),
                             128 * ValueGroups, Tiles::bytes(sums.pass.stages), stream, sums);
           !s.ok())
@@ -212,35 +235,43 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
   });
 }
 
-template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
-Status launch_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t stream) {
-  using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>;
-  if (Tiles::bytes + int(sizeof(Place)) > plan.device.shared_bytes)
-    return {Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-  args.pass.value_tiles = int(ceil_div(plan.shape.value_dim, 16 * ValueWarps));
-  if (plan.staged)
-    if (Status s = launch_scan<D>(args.pass, stream); !s.ok()) return s;
-  return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>,
-                dim3(unsigned(plan.sequences * plan.shape.output_heads() * args.pass.value_tiles)), Tiles::threads,
-                Tiles::bytes, stream, args);
+/// Calls f<KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>() for the first instance that holds key_dim and fits the
+/// device. Measured with the warpgroups' (linear_tuning.cuh).
+template <LinearPolicy P, class D, class W, class F>
+Status for_warp_sizes(Index key_dim, const Device& device, F f) {
+  constexpr bool given = P.instructions == Instructions::warp && P.stages > 0;
+  constexpr int few = given ? P.stages : 3, more = given ? P.stages : 4;
+  const auto fits = [&](int bytes) { return bytes + int(sizeof(Place)) <= device.shared_bytes; };
+  if (key_dim <= 64 && fits(WarpTiles<D::decays, 64, 4, 4, 64, more, W::may_sum>::bytes))
+    return f.template operator()<64, 4, 4, 64, more>();
+  if (key_dim <= 128 && fits(WarpTiles<D::decays, 128, 8, 0, 64, few, W::may_sum>::bytes))
+    return f.template operator()<128, 8, 0, 64, few>();
+  if (key_dim <= 128) return f.template operator()<128, 8, 0, 32, few>();
+  return f.template operator()<256, 8, 0, 32, few>();
 }
 
-/// Of the instances that hold key_dim, the first that fits the device. Measured with the warpgroups'
-/// (linear_tuning.cuh).
+/// A pass by warps, over so many output heads of all sequences.
+template <LinearPolicy P, class T, class D, class W>
+Status launch_warp_pass(WarpPass<T> args, Index heads, const Device& device, cudaStream_t stream) {
+  return for_warp_sizes<
+      P, D, W>(args.pass.key_dim, device, [&]<int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>() {
+    using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W::may_sum>;
+    if (Tiles::bytes + int(sizeof(Place)) > device.shared_bytes)
+      return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
+    args.pass.value_tiles = int(ceil_div(Index(args.pass.value_dim), 16 * ValueWarps));
+    return launch(warp_pass<T, D, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W>,
+                  dim3(unsigned(heads * args.pass.value_tiles)), Tiles::threads, Tiles::bytes, stream, args);
+  });
+}
+
 template <LinearPolicy P, class T, DecayKind DK, RuleKind R, class F>
 Status launch_warps(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                     cudaStream_t stream) {
   using D = DecayOf<DK>;
-  constexpr bool given = P.instructions == Instructions::warp && P.stages > 0;
-  constexpr int few = given ? P.stages : 3, more = given ? P.stages : 4;
-  const WarpPass<T> kernel_args{args.q, args.k, args.v, args.o, pass};
-  const auto fits = [&](int bytes) { return bytes + int(sizeof(Place)) <= plan.device.shared_bytes; };
-  if (plan.shape.key_dim <= 64 && fits(WarpTiles<D::decays, 64, 4, 4, 64, more>::bytes))
-    return launch_warp_pass<T, D, 64, 4, 4, 64, more>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128 && fits(WarpTiles<D::decays, 128, 8, 0, 64, few>::bytes))
-    return launch_warp_pass<T, D, 128, 8, 0, 64, few>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128) return launch_warp_pass<T, D, 128, 8, 0, 32, few>(kernel_args, plan, stream);
-  return launch_warp_pass<T, D, 256, 8, 0, 32, few>(kernel_args, plan, stream);
+  if (plan.staged)
+    if (Status s = launch_scan<D>(pass, stream); !s.ok()) return s;
+  return launch_warp_pass<P, T, D, InTime>({args.q, args.k, args.v, args.o, pass},
+                                           plan.sequences * plan.shape.output_heads(), plan.device, stream);
 }
 
 }  // namespace chela::cuda::detail

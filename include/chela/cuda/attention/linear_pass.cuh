@@ -13,6 +13,18 @@ struct HeadSharing {
   int outputs_per_state = 1;
   int states_per_key = 1;
   int states_per_value = 1;
+  int states_per_given = 1;  ///< states that share the log-decays and initial state given for one: gradients of a state
+                             ///< are summed from those of its output heads, of which the first begins with it
+  int outputs_per_primal = 1;  ///< output heads that are gradients of one head
+};
+
+/// What passes of gradients leave behind for the gradient of log-decays (decay_gradient.cuh). Absent where null.
+struct DecaySums {
+  float* rows = nullptr;         ///< [part of the columns, batch, head, token]
+  float* kept_states = nullptr;  ///< [window, state head, 16 columns, fragment]: states at the windows' beginnings
+  float* anchors = nullptr;      ///< [window, head, 16 columns]
+  int window = 0;                ///< tokens of a window
+  TensorView<const float, 4> first_states = {};  ///< [sequence, state head, key, value] of the pass back in time
 };
 
 /// One pass over all heads, sequences and segments. States are seen key-major whatever their layout.
@@ -30,41 +42,57 @@ struct LinearPass {
   IndexView state_slots = {};                     ///< [sequence], or absent
   TensorView<float, 5> boundary_states = {};      ///< [sequence, boundary, state_head, key_dim, value_dim], or absent
   int boundary_every = 1;                         ///< tokens from one boundary to the next
-  TensorView<float, 5> segment_states = {};  ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
-                                             ///< states at the segments' beginnings
-  float* segment_ages = nullptr;             ///< [segment, sequence, state_head]: what is left of an earlier state
+  TensorView<float, 5> segment_states = {};    ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
+                                               ///< states at the segments' beginnings
+  float* segment_ages = nullptr;               ///< [segment, sequence, state_head], with a decay per key also
+                                               ///< [key_dim]: what is left of an earlier state
+  float initial_factor = 1, final_factor = 1;  ///< of the initial state as it enters, and of the final one
+  DecaySums sums = {};
 };
+
+/// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. A pass that may
+/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself.
+template <bool Reversed, bool MaySum>
+struct Walk {
+  static constexpr bool reversed = Reversed, may_sum = MaySum;
+};
+using InTime = Walk<false, false>;
 
 /// A block's share of the problem. Kept in shared memory: most of it is used once per chunk, and registers are scarce.
 struct Place {
   int sequence, batch, first_token, tokens;
-  int head, state_head, query_head, key_head, value_head;
-  int value_begin;  ///< first value column
-  int segment, first_chunk, end_chunk;
+  int head, state_head, given_head, query_head, key_head, value_head;
+  int value_begin;                      ///< first value column
+  int segment, first_chunk, end_chunk;  ///< segments are counted in the order of the walk
 };
 
 /// Block x: value tiles of a head side by side, then heads, then sequences. Block y: segments.
-__device__ inline Place place_of_block(const LinearPass& pass, int value_tile) {
+__device__ inline Place place_of_block(const LinearPass& pass, int value_tile, unsigned block, bool reversed) {
   Place place;
-  const unsigned head_of_all = blockIdx.x / unsigned(pass.value_tiles);
-  place.value_begin = int(blockIdx.x % unsigned(pass.value_tiles)) * value_tile;
+  const unsigned head_of_all = block / unsigned(pass.value_tiles);
+  place.value_begin = int(block % unsigned(pass.value_tiles)) * value_tile;
   place.sequence = int(head_of_all / unsigned(pass.heads.outputs));
   const Sequence sequence = pass.sequences[place.sequence];
   place.batch = int(sequence.batch), place.first_token = int(sequence.begin), place.tokens = int(sequence.count);
   place.head = int(head_of_all % unsigned(pass.heads.outputs));
   place.query_head = place.head / pass.heads.outputs_per_query;
   place.state_head = place.head / pass.heads.outputs_per_state;
+  place.given_head = place.state_head / pass.heads.states_per_given;
   place.key_head = place.state_head / pass.heads.states_per_key;
   place.value_head = place.state_head / pass.heads.states_per_value;
   place.segment = int(blockIdx.y);
   const int chunks = (place.tokens + chunk_len - 1) / chunk_len, share = (chunks + pass.segments - 1) / pass.segments;
-  place.first_chunk = min(place.segment * share, chunks);
+  const int segment = reversed ? pass.segments - 1 - place.segment : place.segment;
+  place.first_chunk = min(segment * share, chunks);
   place.end_chunk = min(place.first_chunk + share, chunks);
   return place;
 }
+__device__ inline Place place_of_block(const LinearPass& pass, int value_tile) {
+  return place_of_block(pass, value_tile, blockIdx.x, false);
+}
 
 __device__ inline GateSource gates_of(const LinearPass& pass, const Place& place) {
-  return {&pass.log_decay(place.batch, place.first_token, place.state_head), pass.log_decay.strides[1], place.tokens};
+  return {&pass.log_decay(place.batch, place.first_token, place.given_head), pass.log_decay.strides[1], place.tokens};
 }
 
 /// A lane's part of S^T in the layout of products: rows are value columns `row` and `row + 8`, registers 4 j to 4 j + 3
@@ -95,14 +123,14 @@ __device__ void load_first_state(float (&state_t)[Registers], const LinearPass& 
                                  int lane) {
 #pragma unroll
   for (int i = 0; i < Registers; ++i) state_t[i] = 0;
-  const auto take = [&](int i, const float& x) { state_t[i] = x; };
   if (pass.segment_states.present()) {
     for_each_state_element<Registers>(
         state_of(slice(pass.segment_states, place.segment), place.sequence, place.state_head), row, lane,
         [&](int i, float& x) { state_t[i] = x; });
-  } else if (pass.initial_state.present()) {
+  } else if (pass.initial_state.present() && place.state_head % pass.heads.states_per_given == 0) {
     const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
-    for_each_state_element<Registers>(state_of(pass.initial_state, entry, place.state_head), row, lane, take);
+    for_each_state_element<Registers>(state_of(pass.initial_state, entry, place.given_head), row, lane,
+                                      [&](int i, const float& x) { state_t[i] = pass.initial_factor * x; });
   }
 }
 
@@ -117,7 +145,7 @@ __device__ void store_last_state(const float (&state_t)[Registers], const Linear
   if (!pass.final_state.present() || place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
   const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
   for_each_state_element<Registers>(state_of(pass.final_state, entry, place.state_head), row, lane,
-                                    [&](int i, float& x) { x = state_t[i]; });
+                                    [&](int i, float& x) { x = pass.final_factor * state_t[i]; });
 }
 
 /// After `tokens` tokens, a whole number of chunks: the boundary state, where there is one.

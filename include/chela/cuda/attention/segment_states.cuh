@@ -7,9 +7,9 @@
 
 namespace chela::cuda::detail {
 
-/// What each segment but the last adds to the state, and what it leaves of an earlier one. Heads are state heads here.
+/// What each segment but the last of the walk adds to the state, and what it leaves of an earlier one. Heads are state heads here.
 /// Blocks of 128 ValueGroups threads.
-template <class T, class D, int KeyDim, int ValueGroups>
+template <class T, class D, int KeyDim, int ValueGroups, bool Reversed>
 __global__ void __launch_bounds__(128 * ValueGroups, 1)
     warpgroup_segment_sums(const __grid_constant__ WarpgroupPass<T> args) {
   if constexpr (arch::has_warpgroups) {
@@ -19,17 +19,17 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
     __shared__ Place place;
     const LinearPass& pass = args.pass;
     const Tiles tiles(memory, pass.stages);
-    if (threadIdx.x == 0) place = place_of_block(pass, 64 * ValueGroups);
+    if (threadIdx.x == 0) place = place_of_block(pass, 64 * ValueGroups, blockIdx.x, Reversed);
     init_barriers(barriers, tiles.stages, tiles.stages, 4 * ValueGroups);
 
     const int group = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-    ChunkLoader<T, Tiles, false> loader(args, tiles, barriers, place, threadIdx.x == 0);
+    ChunkLoader<T, Tiles, false, Reversed> loader(args, tiles, barriers, place, threadIdx.x == 0);
     for (int i = 0; i < tiles.stages - 1; ++i) loader.load_next();
     GateSource source;
     if constexpr (D::decays) source = gates_of(pass, place);
     [[maybe_unused]] auto gates_ahead = [&] {
       if constexpr (D::decays)
-        return GateRing(tiles.gate_ring(4 * group + warp), source, place.first_chunk, place.end_chunk, lane);
+        return GateRing(tiles.gate_ring(4 * group + warp), source, place.first_chunk, place.end_chunk, lane, Reversed);
       else
         return 0;
     }();
@@ -38,15 +38,16 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
 #pragma unroll
     for (int i = 0; i < KeyDim / 2; ++i) state_t[i] = 0;
     float segment_age = 1;
-    const int shared = shared_chunk(pass, place), end = place.end_chunk;
+    const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
+    int chunk = Reversed ? place.end_chunk - 1 : place.first_chunk;
     RingPosition at;
-    for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+    for (int step = 0; step < count; ++step, chunk += Reversed ? -1 : 1) {
       const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
       const auto k_rows = arch::operand<arch::Major::side>(k);
       [[maybe_unused]] float2 leave[8];
       if constexpr (D::decays) {
         const ChunkGates gates = gates_ahead.take();
-        const float2 own = gates.leave();
+        const float2 own = Reversed ? gates.enter() : gates.leave();
         const float age = gates.age();
 #pragma unroll
         for (int j = 0; j < 8; ++j) leave[j] = gates.leave_of_columns(own, j);
@@ -111,15 +112,18 @@ __global__ void scan_segments(const __grid_constant__ LinearPass pass) {
   if (sequence >= states.extents[1]) return;
   const Index key = within % pass.key_dim, value = within / pass.key_dim;
   float sum = 0;
-  if (pass.initial_state.present())
-    sum = pass.initial_state(pass.state_slots.present() ? pass.state_slots[sequence] : sequence, head, key, value);
+  if (const int given = pass.heads.states_per_given; pass.initial_state.present() && head % given == 0)
+    sum = pass.initial_factor * pass.initial_state(pass.state_slots.present() ? pass.state_slots[sequence] : sequence,
+                                                   head / given, key, value);
 #pragma unroll 8
   for (int segment = 0; segment < pass.segments; ++segment) {
     float& place = states(segment, sequence, head, key, value);
     const float added = segment + 1 < pass.segments ? place : 0.f;
     place = sum;
     if constexpr (D::decays) {
-      if (segment + 1 < pass.segments) sum *= pass.segment_ages[segment * states.extents[1] * heads + state];
+      const Index before = segment * states.extents[1] * heads + state;
+      if (segment + 1 < pass.segments)
+        sum *= pass.segment_ages[std::is_same_v<D, KeyDecay> ? before * pass.key_dim + key : before];
     }
     sum += added;
   }

@@ -11,19 +11,20 @@
 #include <new>
 
 #include "chela/cuda/arch/mma.cuh"
-#include "chela/cuda/attention/linear_pass.cuh"
+#include "chela/cuda/attention/decay_sums.cuh"
 
 namespace chela::cuda::detail {
 
 template <class T>
 struct WarpPass {
   TensorView<const T, 4> q, k, v;
-  TensorView<T, 4> o;
+  TensorView<T, 4> o;  ///< absent when not wanted
   LinearPass pass;
+  TensorView<const T, 4> primal = {};  ///< what the output is the gradient of; used for pass.sums
 };
 
 /// Sizes of one instance. Tiles are panels [Tokens][64 columns] (arch::swizzled<Tokens>).
-template <bool Decays, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
+template <bool Decays, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages, bool MaySum = false>
 struct WarpTiles {
   static_assert(Stages >= 3, "scores are made one chunk ahead: at least three chunks must be in flight");
   static constexpr int tokens = Tokens, stages = Stages, value_warps = ValueWarps, score_warps = ScoreWarps;
@@ -32,10 +33,14 @@ struct WarpTiles {
   static constexpr int key_tile = Tokens * key_units * 16, value_tile = Tokens * value_units * 16;
   static constexpr int gate_tile = Decays ? chunk_len * int(sizeof(float)) : 0;
   static constexpr int stage = 2 * key_tile + value_tile + gate_tile, score_tile = Tokens * 128;
-  static constexpr int bytes = Stages * stage + 2 * (score_tile + value_tile) + (Decays ? 2 * SharedGates::bytes : 0);
+  static constexpr int gates_end =
+      Stages * stage + 2 * (score_tile + value_tile) + (Decays ? 2 * SharedGates::bytes : 0);
+  static constexpr int column_bytes = Tokens * int(sizeof(float));
+  static constexpr int bytes = gates_end + (MaySum ? 2 * (1 + ValueWarps) * column_bytes : 0);
 
   std::uint32_t base;
 
+  // Chunks are counted here as the pass walks.
   __device__ std::uint32_t queries(int chunk) const { return base + unsigned(chunk % Stages * stage); }
   __device__ std::uint32_t keys(int chunk) const { return queries(chunk) + key_tile; }
   __device__ std::uint32_t values(int chunk) const { return queries(chunk) + 2 * key_tile; }
@@ -48,6 +53,12 @@ struct WarpTiles {
     return SharedGates(base +
                        unsigned(Stages * stage + 2 * (score_tile + value_tile) + chunk % 2 * SharedGates::bytes));
   }
+  /// Scores of tokens with themselves.
+  __device__ std::uint32_t own_scores(int chunk) const { return base + unsigned(gates_end + chunk % 2 * column_bytes); }
+  /// Sums of one warp of outputs times what they are the gradient of, by token.
+  __device__ std::uint32_t row_sums(int chunk, int warp) const {
+    return own_scores(0) + unsigned((2 + chunk % 2 * value_warps + warp) * column_bytes);
+  }
 };
 
 /// The rows of one head of q, k, v or o, from a sequence's first token on.
@@ -58,7 +69,7 @@ struct HeadRows {
   int units;     ///< of 16 bytes, per row
 
   __device__ HeadRows(TensorView<T, 4> view, const Place& place, int head, int column)
-      : data(&view(place.batch, place.first_token, head, column)),
+      : data(view.present() ? &view(place.batch, place.first_token, head, column) : nullptr),
         stride(view.strides[1]),
         units(int(view.extents[3] - column) / 8) {}
 };
@@ -68,7 +79,14 @@ template <class T>
 struct WarpRows {
   HeadRows<const T> q, k, v;
   HeadRows<T> o;
+  HeadRows<const T> primal;
 };
+
+/// The chunk that a pass comes to in its `step`, of so many.
+template <class W>
+__device__ int chunk_of(int step, int chunks) {
+  return W::reversed ? chunks - 1 - step : step;
+}
 
 /// Calls f(row, unit, address) for this thread's share of a tile with `Units` units of 16 bytes per row.
 template <class Tiles, int Units, class T, class F>
@@ -87,20 +105,20 @@ __device__ void for_each_unit(const HeadRows<T>& rows, int first, int thread, F 
 /// Starts the copies of one chunk, with zeros for tokens past the end and columns past the last. All threads.
 template <class Tiles, class T, class D>
 __device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, const Tiles& tiles, const Place& place,
-                           int chunk, int thread) {
+                           int step, int chunk, int thread) {
   const int first = chunk * Tiles::tokens, left = place.tokens - first;
   const auto load = [&](std::uint32_t tile, int units) {
     return [=](int row, int unit, const T* from) {
       arch::copy_async_16(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)), from, row < left && unit < units);
     };
   };
-  for_each_unit<Tiles, Tiles::key_units>(rows.q, first, thread, load(tiles.queries(chunk), rows.q.units));
-  for_each_unit<Tiles, Tiles::key_units>(rows.k, first, thread, load(tiles.keys(chunk), rows.k.units));
-  for_each_unit<Tiles, Tiles::value_units>(rows.v, first, thread, load(tiles.values(chunk), rows.v.units));
+  for_each_unit<Tiles, Tiles::key_units>(rows.q, first, thread, load(tiles.queries(step), rows.q.units));
+  for_each_unit<Tiles, Tiles::key_units>(rows.k, first, thread, load(tiles.keys(step), rows.k.units));
+  for_each_unit<Tiles, Tiles::value_units>(rows.v, first, thread, load(tiles.values(step), rows.v.units));
   if constexpr (D::decays) {
     if (thread < chunk_len) {
       const GateSource source = gates_of(pass, place);
-      arch::copy_async_4(tiles.log_decays(chunk) + 4u * unsigned(thread),
+      arch::copy_async_4(tiles.log_decays(step) + 4u * unsigned(thread),
                          source.data + (first + thread) * source.token_stride, thread < Tiles::tokens && thread < left);
     }
   }
@@ -108,12 +126,15 @@ __device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, cons
 
 /// P of one chunk by warp `part` of `Parts`: rows of 16 queries, shared out by columns where there are more warps than
 /// rows.
-template <class T, class D, int Parts, class Tiles>
-__device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
+template <class T, class D, class W, int Parts, class Tiles>
+__device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane, bool own_apart) {
   constexpr int rows = Tiles::tokens / 16, shares = Parts / rows < rows ? Parts / rows : rows;
   constexpr int columns = Tiles::tokens / shares / 8;  // matrices of 8 columns
   const int first_row = part % rows * 16, first_column = part / rows * 8 * columns;
-  if (first_column >= first_row + 16) return;
+  const auto unseen = [=](int column, int count) {  // by all of this warp's queries
+    return W::reversed ? column + count <= first_row : column >= first_row + 16;
+  };
+  if (unseen(first_column, 8 * columns)) return;
   const std::uint32_t q = tiles.queries(chunk), k = tiles.keys(chunk), p = tiles.scores(chunk);
   const int row = first_row + lane / 4;
 
@@ -126,7 +147,7 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
     arch::load_matrices(a, q + unsigned(arch::swizzled<Tiles::tokens>(first_row + lane % 16, 2 * i + lane / 16)));
 #pragma unroll
     for (int j = 0; j < columns; j += 2) {
-      if (first_column + 8 * j >= first_row + 16) break;
+      if (unseen(first_column + 8 * j, 16)) continue;
       std::uint32_t b[4];
       arch::load_matrices(b, k + unsigned(arch::swizzled<Tiles::tokens>(first_column + 8 * j + lane / 16 * 8 + lane % 8,
                                                                         2 * i + lane / 8 % 2)));
@@ -134,28 +155,41 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
       arch::multiply_add<T>(scores + 4 * j + 4, a, b[2], b[3]);
     }
   }
-  int reach[2] = {row, row + 8};
+  int reach[2] = {row, row + 8};  // how many other tokens a query sees
+  if constexpr (W::reversed) reach[0] = Tiles::tokens - 1 - row, reach[1] = reach[0] - 8;
   if constexpr (D::decays) {
     const ChunkGates gates(arch::load_shared_float2(tiles.log_decays(chunk) + 8u * unsigned(lane)), lane);
-    if (part == 0) tiles.gates(chunk).write(gates, lane);
+    if (part == 0) tiles.gates(chunk).write(gates, lane, W::reversed);
     float row_sums[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
+    for (int i = 0; i < 2; ++i) {
+      row_sums[i] = gates.sum(row + 8 * i);
+      reach[i] = W::reversed ? gates.reach_ahead(row + 8 * i) : gates.reach(row + 8 * i);
+    }
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
       const float2 sums = gates.sums_of_columns(first_column / 8 + j);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores[4 * j + i] *= ChunkGates::weight(row_sums[i / 2], i % 2 ? sums.y : sums.x);
+      for (int i = 0; i < 4; ++i) {
+        const float query = row_sums[i / 2], key = i % 2 ? sums.y : sums.x;
+        scores[4 * j + i] *= W::reversed ? ChunkGates::weight(key, query) : ChunkGates::weight(query, key);
+      }
     }
   }
 #pragma unroll
   for (int j = 0; j < columns; ++j) {
-    if (first_column + 8 * j >= first_row + 16) break;
+    if (unseen(first_column + 8 * j, 8)) continue;
     const int key = first_column + 8 * j + 2 * (lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const auto kept = [&](int e) {
-        return unsigned(row + 8 * i - key - e) <= unsigned(reach[i]) ? scores[4 * j + 2 * i + e] : 0.f;
+        const int apart = W::reversed ? key + e - row - 8 * i : row + 8 * i - key - e;
+        const float score = scores[4 * j + 2 * i + e];
+        if (W::may_sum && own_apart && apart == 0) {
+          arch::store_shared_float(tiles.own_scores(chunk) + 4u * unsigned(key + e), score);
+          return 0.f;
+        }
+        return unsigned(apart) <= unsigned(reach[i]) ? score : 0.f;
       };
       arch::store_shared_word(
           p + unsigned(arch::swizzled<Tiles::tokens>(row + 8 * i, first_column / 8 + j) + 4 * (lane % 4)),
@@ -164,11 +198,40 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane) {
   }
 }
 
-/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, and the state
-/// after.
-template <class T, class D, int Registers, class Tiles>
+/// Ends an output tile [16 tokens, 16 value columns] of a warp whose tokens' own terms were kept apart: leaves the sums
+/// over these columns of products with what it is the gradient of, then adds them. `first`: the chunk's first token.
+template <class T, class Tiles>
+__device__ void end_gradient(float (&output)[8], const Tiles& tiles, const HeadRows<const T>& primal, int left,
+                             int first, int row, int chunk, int warp, int lane) {
+  float sums[2] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int token = row + lane / 4 + i % 2 * 8, unit = 2 * warp + i / 2;
+    float2 x{};
+    if (token < left && unit < primal.units)
+      x = arch::unpack<T>(*reinterpret_cast<const std::uint32_t*>(primal.data + (first + token) * primal.stride +
+                                                                  8 * unit + 2 * (lane % 4)));
+    const float own = arch::load_shared_float(tiles.own_scores(chunk) + 4u * unsigned(token));
+    const float2 v = arch::unpack<T>(__float_as_uint(arch::load_shared_float(
+        tiles.values(chunk) + unsigned(arch::swizzled<Tiles::tokens>(token, unit) + 4 * (lane % 4)))));
+    float* const o = output + 2 * i;
+    sums[i % 2] += x.x * o[0] + x.y * o[1];
+    o[0] = fmaf(own, v.x, o[0]), o[1] = fmaf(own, v.y, o[1]);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
+    if (lane % 4 == 0)
+      arch::store_shared_float(tiles.row_sums(chunk, warp) + 4u * unsigned(row + lane / 4 + 8 * i), sums[i]);
+  }
+}
+
+/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, each 16 tokens
+/// after end(output, first row), and the state after.
+template <class T, class D, class W, int Registers, class Tiles, class End>
 __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
-                     int lane) {
+                     int lane, End end) {
   constexpr int rows = Tiles::tokens / 16;
   const std::uint32_t q = tiles.queries(chunk), k = tiles.keys(chunk), v = tiles.values(chunk), p = tiles.scores(chunk);
   const SharedGates gates = tiles.gates(chunk);
@@ -209,20 +272,22 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
 #pragma unroll
   for (int m = 0; m < rows; ++m)  // O += P V
 #pragma unroll
-    for (int i = 0; i <= m; ++i) {
+    for (int i = W::reversed ? m : 0; i < (W::reversed ? rows : m + 1); ++i) {
       std::uint32_t a[4];
       arch::load_matrices(a, p + unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane % 16, 2 * i + lane / 16)));
       arch::multiply_add<T>(output[m], a, values_t[i][0], values_t[i][2]);
       arch::multiply_add<T>(output[m] + 4, a, values_t[i][1], values_t[i][3]);
     }
 #pragma unroll
-  for (int m = 0; m < rows; ++m)
+  for (int m = 0; m < rows; ++m) {
+    end(output[m], 16 * m);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       arch::store_shared_word(
           tiles.output(chunk) +
               unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4 * (lane % 4)),
           arch::pack<T>(pass.scale * output[m][2 * i], pass.scale * output[m][2 * i + 1]));
+  }
 
   if constexpr (D::decays) {
     weigh_values<T>(values_t, [&](int j) { return gates.leave_pair(8 * j + 2 * (lane % 4)); });
@@ -243,31 +308,46 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
 
 /// Stores the outputs of one chunk, which lie in shared memory. All threads.
 template <class Tiles, class T>
-__device__ void store_chunk(const WarpRows<T>& rows, const Tiles& tiles, const Place& place, int chunk, int thread) {
+__device__ void store_chunk(const WarpRows<T>& rows, const Tiles& tiles, const Place& place, int step, int chunk,
+                            int thread) {
   const int first = chunk * Tiles::tokens, left = place.tokens - first, units = rows.o.units;
-  const std::uint32_t tile = tiles.output(chunk);
+  const std::uint32_t tile = tiles.output(step);
+  if (!rows.o.data) return;
   for_each_unit<Tiles, Tiles::value_units>(rows.o, first, thread, [=](int row, int unit, T* to) {
     if (row < left && unit < units)
       *reinterpret_cast<uint4*>(to) = arch::load_shared_unit(tile + unsigned(arch::swizzled<Tiles::tokens>(row, unit)));
   });
 }
 
+/// Stores the row sums of one chunk, over all warps' columns.
+template <class Tiles>
+__device__ void store_row_sums(float* to, const Tiles& tiles, const Place& place, int step, int chunk, int thread) {
+  const int token = chunk * Tiles::tokens + thread;
+  if (thread >= Tiles::tokens || token >= place.tokens) return;
+  float sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < Tiles::value_warps; ++warp)
+    sum += arch::load_shared_float(tiles.row_sums(step, warp) + 4u * unsigned(thread));
+  to[token] = sum;
+}
+
 /// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys. With ScoreWarps, warps of
 /// their own make P; without, all do.
-template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages>
+template <class T, class D, int KeyClass, int ValueWarps, int ScoreWarps, int Tokens, int Stages, class W = InTime>
 __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     warp_pass(const __grid_constant__ WarpPass<T> args) {
-  using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages>;
+  using Tiles = WarpTiles<D::decays, KeyClass, ValueWarps, ScoreWarps, Tokens, Stages, W::may_sum>;
   extern __shared__ __align__(128) char memory[];
   __shared__ Place place;
   __shared__ alignas(WarpRows<T>) char rows_memory[sizeof(WarpRows<T>)];
   const LinearPass& pass = args.pass;
   if (threadIdx.x == 0) {
-    place = place_of_block(pass, 16 * ValueWarps);
+    place = place_of_block(pass, 16 * ValueWarps, blockIdx.x, W::reversed);
     new (rows_memory) WarpRows<T>{{args.q, place, place.query_head, 0},
                                   {args.k, place, place.key_head, 0},
                                   {args.v, place, place.value_head, place.value_begin},
-                                  {args.o, place, place.head, place.value_begin}};
+                                  {args.o, place, place.head, place.value_begin},
+                                  {args.primal, place, place.head / pass.heads.outputs_per_primal, place.value_begin}};
   }
   __syncthreads();
   const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
@@ -275,37 +355,57 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
   const Tiles tiles{arch::shared_address(memory)};
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int chunks = (place.tokens + Tokens - 1) / Tokens;
-  const bool has_state = warp < ValueWarps;
+  const bool has_state = warp < ValueWarps, sums_rows = W::may_sum && pass.sums.rows;
   constexpr int score_parts = ScoreWarps ? ScoreWarps : ValueWarps;
   const int score_part = ScoreWarps ? warp - ValueWarps : warp;
-  const auto load = [&](int chunk) {
-    if (chunk < chunks) load_chunk<Tiles, T, D>(pass, rows, tiles, place, chunk, thread);
+  const auto load = [&](int step) {
+    if (step < chunks) load_chunk<Tiles, T, D>(pass, rows, tiles, place, step, chunk_of<W>(step, chunks), thread);
     arch::commit_copies();
   };
-  const auto scores = [&](int chunk) {
-    if (chunk < chunks && score_part >= 0) make_scores<T, D, score_parts>(tiles, chunk, score_part, lane);
+  const auto scores = [&](int step) {
+    if (step < chunks && score_part >= 0) make_scores<T, D, W, score_parts>(tiles, step, score_part, lane, sums_rows);
+  };
+  const auto store = [&](int done) {
+    const int chunk = chunk_of<W>(done, chunks);
+    store_chunk<Tiles>(rows, tiles, place, done, chunk, thread);
+    if constexpr (W::may_sum) {
+      if (sums_rows)
+        store_row_sums(row_sums(pass, place, place.value_begin / (16 * ValueWarps)), tiles, place, done, chunk, thread);
+    }
   };
 
-  for (int chunk = 0; chunk < Stages - 1; ++chunk) load(chunk);
+  for (int ahead = 0; ahead < Stages - 1; ++ahead) load(ahead);
   float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
   const int value = place.value_begin + 16 * warp + lane / 4;
   if (has_state) load_first_state(state_t, pass, place, value, lane);
   arch::wait_copies<Stages - 2>();
   __syncthreads();
   scores(0);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  for (int done = 0; done < chunks; ++done) {
     arch::wait_copies<Stages - 3>();
     __syncthreads();  // the next chunk is here; this one's scores and the last one's outputs are in shared memory
-    load(chunk + Stages - 1);
-    if (chunk > 0) store_chunk<Tiles>(rows, tiles, place, chunk - 1, thread);
-    scores(chunk + 1);
-    if (has_state) {
-      step<T, D>(tiles, pass, state_t, chunk, warp, lane);
-      if (pass.boundary_states.present()) store_boundary_state(state_t, pass, place, (chunk + 1) * Tokens, value, lane);
+    load(done + Stages - 1);
+    if (done > 0) store(done - 1);
+    scores(done + 1);
+    if (!has_state) continue;
+    const int first = chunk_of<W>(done, chunks) * Tokens;
+    if constexpr (W::may_sum && !W::reversed) {
+      if (sums_rows) keep_state(state_t, pass, place, first, value, lane);
+    }
+    step<T, D, W>(tiles, pass, state_t, done, warp, lane, [&](float(&output)[8], int row) {
+      if constexpr (W::may_sum) {
+        if (sums_rows) end_gradient<T>(output, tiles, rows.primal, place.tokens - first, first, row, done, warp, lane);
+      }
+    });
+    if constexpr (W::may_sum && W::reversed) {
+      if (pass.sums.anchors) store_anchor(state_t, pass, place, first, value, lane);
+    }
+    if constexpr (!W::reversed) {
+      if (pass.boundary_states.present()) store_boundary_state(state_t, pass, place, first + Tokens, value, lane);
     }
   }
   __syncthreads();
-  if (chunks > 0) store_chunk<Tiles>(rows, tiles, place, chunks - 1, thread);
+  if (chunks > 0) store(chunks - 1);
   if (has_state) store_last_state(state_t, pass, place, value, lane);
 }
 

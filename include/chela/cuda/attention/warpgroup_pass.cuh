@@ -11,57 +11,73 @@
 // chunk's state to the next's is kept away from those warpgroups: where there are few heads its length is all that counts
 // (with the copies started by a state's warpgroup, 32 heads of 4096 tokens took 0.073 ms instead of 0.062 on an H100).
 #include "chela/cuda/arch/warpgroup.cuh"
+#include "chela/cuda/attention/decay_sums.cuh"
 #include "chela/cuda/attention/warpgroup_tiles.cuh"
 
 namespace chela::cuda::detail {
 
 /// Warpgroup 0: P of every chunk, into two buffers in turn. It also starts the copies of chunks to come, into the
 /// places of chunks that the other warpgroups are through with: these have enough to do.
-template <class T, class D, int KeyDim, class Tiles>
+template <class T, class D, class W, int KeyDim, class Tiles>
 __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const int row = 16 * warp + lane / 4;  // this lane's query tokens: row and row + 8
-  ChunkLoader<T, Tiles, true> loader(args, tiles, barriers, place, thread == 0);
+  ChunkLoader<T, Tiles, true, W::reversed> loader(args, tiles, barriers, place, thread == 0);
   for (int i = 0; i < tiles.stages; ++i) loader.load_next();
   GateSource source;
   if constexpr (D::decays) source = gates_of(args.pass, place);
   [[maybe_unused]] auto gates_ahead = [&] {
     if constexpr (D::decays)
-      return GateRing(tiles.gate_ring(warp), source, place.first_chunk, place.end_chunk, lane);
+      return GateRing(tiles.gate_ring(warp), source, place.first_chunk, place.end_chunk, lane, W::reversed);
     else
       return 0;
   }();
 
   RingPosition at, buffer, gated;
-  const int end = place.end_chunk;
-  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+  const int count = place.end_chunk - place.first_chunk;
+  const bool own_apart = W::may_sum && args.pass.sums.rows;
+  for (int step = 0; step < count; ++step) {
     float weights[32] = {};
-    int reach[2] = {row, row + 8};
+    int reach[2] = {row, row + 8};  // how many other tokens a query sees
+    if constexpr (W::reversed) {
+      const int tokens = min(place.tokens - (place.end_chunk - 1 - step) * chunk_len, chunk_len);
+      reach[0] = tokens - 1 - row, reach[1] = reach[0] - 8;
+    }
     if constexpr (D::decays) {
       const ChunkGates gates = gates_ahead.take();
-      if (warp == 1) {  // the buffer's last chunk is four back, and released
-        tiles.gates(gated.place).write(gates, lane);
+      if (warp == (W::reversed ? 2 : 1)) {  // one with less to do; the buffer's last chunk is four back, and released
+        tiles.gates(gated.place).write(gates, lane, W::reversed);
         arch::arrive(arch::shared_address(&barriers.gated[gated.place]));
         gated.advance(gate_buffers);
       }
       float row_sums[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) row_sums[i] = gates.sum(row + 8 * i), reach[i] = gates.reach(row + 8 * i);
+      for (int i = 0; i < 2; ++i) {
+        row_sums[i] = gates.sum(row + 8 * i);
+        if constexpr (W::reversed)
+          reach[i] = min(reach[i], gates.reach_ahead(row + 8 * i));
+        else
+          reach[i] = gates.reach(row + 8 * i);
+      }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        if (j >= 2 * warp + 2)
-          break;  // later keys than this warp's queries: the lower the warp, the more it can do beside
+        // Only keys that this warp's queries can see: the fewer, the more it can do beside.
+        if (W::reversed && j < 2 * warp) continue;
+        if (!W::reversed && j >= 2 * warp + 2) break;
         const float2 sums = gates.sums_of_columns(j);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) weights[4 * j + i] = ChunkGates::weight(row_sums[i / 2], i % 2 ? sums.y : sums.x);
+        for (int i = 0; i < 4; ++i) {
+          const float query = row_sums[i / 2], key = i % 2 ? sums.y : sums.x;
+          weights[4 * j + i] = W::reversed ? ChunkGates::weight(key, query) : ChunkGates::weight(query, key);
+        }
       }
     }
 
     // Not before the product below: it would compete with those on the chain from chunk to chunk, and now runs while
     // the state's warpgroups store an output.
     arch::wait_barrier(arch::shared_address(&barriers.released[buffer.place]), buffer.parity ^ 1);
-    if (chunk >= place.first_chunk + 2) loader.load_next();
+    if (step >= 2) loader.load_next();
     __syncwarp();
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     float scores[32];  // [64 queries, 64 keys]
@@ -81,9 +97,24 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int query = row + 8 * (i % 4 / 2), key = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-      const bool seen = D::decays ? unsigned(query - key) <= unsigned(reach[i % 4 / 2]) : key <= query;
+      const int apart = W::reversed ? key - query : query - key;
+      bool seen = unsigned(apart) <= unsigned(reach[i % 4 / 2]);
+      if constexpr (!D::decays && !W::reversed) seen = key <= query;
       if constexpr (D::decays) scores[i] *= weights[i];
       scores[i] = seen ? scores[i] : 0.f;
+    }
+    if constexpr (W::may_sum) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (!own_apart || j / 2 != warp) continue;
+#pragma unroll
+        for (int i = 2 * (j % 2); i < 2 * (j % 2) + 2;
+             ++i) {  // of rows 8 j + lane / 4, columns 8 j + 2 (lane % 4) + i % 2
+          if (lane / 4 != 2 * (lane % 4) + i % 2) continue;
+          arch::store_shared_float(tiles.own_scores(buffer.place) + 4u * unsigned(8 * j + lane / 4), scores[4 * j + i]);
+          scores[4 * j + i] = 0;
+        }
+      }
     }
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
@@ -101,11 +132,12 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 }
 
 /// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by
-/// the copy engine, or row by row where the chunk is shared with the next sequence. There are two staging tiles in
-/// turn: the barrier that hands over one also says that the other has been read.
-template <class T>
+/// the copy engine, or row by row where the chunk is shared with the next sequence. There are several staging tiles in
+/// turn: the barrier that hands over one also says that the others have been read. between() is called by the threads
+/// that are past that barrier.
+template <class T, class F>
 __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
-                             const Place& place, int chunk, bool shared, int group, int thread) {
+                             const Place& place, int chunk, bool shared, int group, int thread, F between) {
   const int warp = thread / 32, lane = thread % 32;
   const float scale = args.pass.scale;
   const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
@@ -117,7 +149,9 @@ __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_
   arch::fence_copies();
   if (thread == 0) arch::wait_stores_read();
   arch::sync_threads(1 + group, 128);
+  between();
   const int token = place.first_token + chunk * chunk_len, column = place.value_begin + 64 * group;
+  if (!args.output.present()) return;
   if (!shared) {
     if (thread == 0) arch::store_tensor(&args.o, staged, 0, token, column / 64, place.head, place.batch);
   } else {
@@ -142,9 +176,39 @@ __device__ void enter_queries(float (&sum_t)[32], const float (&seen_t)[32], con
   }
 }
 
+/// Ends O^T of a warpgroup whose tokens' own terms were kept apart: leaves the sums over this warp's columns of products
+/// with `primal`, the tile of what O is the gradient of, then adds them.
+template <class T, class Tiles>
+__device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uint32_t values, std::uint32_t primal,
+                             int group, int buffer, int warp, int lane) {
+  const std::uint32_t own_scores = tiles.own_scores(buffer);
+  const int row = lane / 16 * 8 + lane % 8, unit = 2 * warp + lane / 8 % 2;
+  float sums[16];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned at = unsigned(arch::swizzled<chunk_len>(16 * i + row, unit));
+    std::uint32_t v[4], x[4];
+    arch::load_matrices_transposed(x, primal + at);
+    arch::load_matrices_transposed(v, values + at);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = 2 * i + half;
+      const float2 own = arch::load_shared_float2(own_scores + 4u * unsigned(8 * j + 2 * (lane % 4)));
+      float* const o = output_t + 4 * j;
+      const float2 x0 = arch::unpack<T>(x[2 * half]), x1 = arch::unpack<T>(x[2 * half + 1]);
+      sums[2 * j] = x0.x * o[0] + x1.x * o[2], sums[2 * j + 1] = x0.y * o[1] + x1.y * o[3];
+      const float2 v0 = arch::unpack<T>(v[2 * half]), v1 = arch::unpack<T>(v[2 * half + 1]);
+      o[0] = fmaf(own.x, v0.x, o[0]), o[1] = fmaf(own.y, v0.y, o[1]);
+      o[2] = fmaf(own.x, v1.x, o[2]), o[3] = fmaf(own.y, v1.y, o[3]);
+    }
+  }
+  const float2 sum = sum_over_rows(sums, lane);
+  arch::store_shared_float2(tiles.row_sums(group, buffer, warp) + 8u * unsigned(lane), sum.x, sum.y);
+}
+
 /// Warpgroups 1 and on: outputs and states of 64 value columns each. Where registers are `Roomy` and there is a decay,
 /// S^T Q^T and V^T P^T have sums of their own, so that the second need not wait for the first to be weighed.
-template <class T, class D, int KeyDim, bool Roomy, class Tiles>
+template <class T, class D, class W, int KeyDim, bool Roomy, class Tiles>
 __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int group, int thread) {
   using arch::Major;
@@ -162,10 +226,28 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   };
   round_state();
 
-  const int shared = shared_chunk(pass, place), end = place.end_chunk;
+  const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
-  RingPosition at, buffer, gated;
-  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+  const bool sums_rows = W::may_sum && pass.sums.rows;
+  [[maybe_unused]] float* const sums_to = sums_rows ? row_sums(pass, place, place.value_begin / 64 + group) : nullptr;
+  [[maybe_unused]] const int primal_head = sums_rows ? place.head / pass.heads.outputs_per_primal : 0;
+  [[maybe_unused]] const auto load_primal = [&](int step, int place_of_ring) {
+    if (step >= count) return;
+    const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][place_of_ring]);
+    const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
+    arch::arrive_expecting(loaded, Tiles::panel);
+    arch::load_tensor(tiles.output(group, place_of_ring), &args.primal, loaded, 0,
+                      place.first_token + chunk * chunk_len, place.value_begin / 64 + group, primal_head, place.batch);
+  };
+  if constexpr (W::may_sum) {
+    if (thread == 0 && sums_rows) load_primal(0, 0), load_primal(1, 1), load_primal(2, 2);
+  }
+  RingPosition at, buffer, gated, staged;
+  for (int step = 0; step < count; ++step) {
+    const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
+    if constexpr (W::may_sum && !W::reversed) {
+      if (sums_rows) keep_state(state_t, pass, place, chunk * chunk_len, value, lane);
+    }
     const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
     const auto q_columns = arch::operand<Major::sum>(tiles.queries(at.place));
     const auto k_rows = arch::operand<Major::side>(k), v_rows = arch::operand<Major::side>(v);
@@ -224,46 +306,108 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 #pragma unroll
       for (int i = 0; i < 4; ++i) arch::keep(values_t[i]);
     }
-    round_state();
+    if (!sums_rows) round_state();  // or later, when there are registers again
     arch::wait_products<0>();
     arch::pin(output_t);
     if constexpr (two_sums) {
       arch::pin(seen_t);
       enter_queries<true>(output_t, seen_t, gates, lane);
     }
+    const std::uint32_t output = tiles.output(group, staged.place);
+    if constexpr (W::may_sum) {
+      if (sums_rows) {  // what the output is the gradient of lies where the output will: a warp overwrites what only it reads
+        arch::wait_barrier(arch::shared_address(&barriers.primal[group][staged.place]), staged.parity);
+        end_gradient<T>(output_t, tiles, v, output, group, buffer.place, warp, lane);
+        round_state();
+        __syncwarp();
+      }
+    }
     arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
-    store_output(args, output_t, tiles.output(group, buffer.place), place, chunk, chunk == shared, group, thread);
-    if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    store_output(args, output_t, output, place, chunk, chunk == shared, group, thread, [&] {
+      if constexpr (W::may_sum) {
+        if (!sums_rows) return;
+        if (thread == 0 && step > 0) load_primal(step + 2, staged.place == 0 ? 2 : staged.place - 1);
+        const int token = thread - chunk_len;  // by the warps that have not much else to do
+        if (token >= 0 && chunk * chunk_len + token < place.tokens) {
+          float sum = 0;
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            sum += arch::load_shared_float(tiles.row_sums(group, buffer.place, i) + 4u * unsigned(token));
+          sums_to[chunk * chunk_len + token] = sum;
+        }
+      }
+    });
+    if constexpr (W::may_sum && W::reversed) {
+      if (pass.sums.anchors) store_anchor(state_t, pass, place, chunk * chunk_len, value, lane);
+    }
+    if constexpr (!W::reversed) {
+      if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    }
     at.advance(tiles.stages);
     buffer.advance(2);
     gated.advance(gate_buffers);
+    staged.advance(Tiles::staging);
   }
   store_last_state(state_t, pass, place, value, lane);
   if (thread == 0) arch::wait_stores();
 }
 
-/// Blocks of 128 (1 + ValueGroups) threads, each for 64 ValueGroups value columns.
-template <class T, class D, int KeyDim, int ValueGroups>
+/// The pass of one block of 128 (1 + ValueGroups) threads, for 64 ValueGroups value columns. `Blocks` are to fit on a
+/// multiprocessor.
+template <class T, class D, class W, int KeyDim, int ValueGroups, int Blocks = 1>
+__device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, WarpgroupBarriers& barriers, Place& place,
+                               unsigned block) {
+  using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
+  const Tiles tiles(memory, args.pass.stages);
+  if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
+  init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);
+  // Three warpgroups are given 168 registers a thread at launch, four 128: more than scores need and less than a state
+  // does.
+  constexpr bool three = ValueGroups == 2, four = Blocks == 2, roomy = !three && !four;
+  static_assert(!(three && four));
+  const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
+  if (warpgroup == 0) {
+    if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
+    if constexpr (four && D::decays) arch::give_registers<104>();
+    make_scores<T, D, W, KeyDim>(args, tiles, barriers, place, thread);
+  } else {
+    if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
+    if constexpr (four && D::decays) arch::take_registers<152>();
+    carry_state<T, D, W, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
+  }
+}
+
+/// One pass.
+template <class T, class D, int KeyDim, int ValueGroups, class W = InTime>
 __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     warpgroup_pass(const __grid_constant__ WarpgroupPass<T> args) {
   if constexpr (arch::has_warpgroups) {
-    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays>;
     extern __shared__ char memory[];
     __shared__ WarpgroupBarriers barriers;
     __shared__ Place place;
-    const Tiles tiles(memory, args.pass.stages);
-    if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
-    init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);
-    // Three warpgroups are given 168 registers a thread at launch: more than scores need and less than a state does.
-    constexpr bool three = ValueGroups == 2, roomy = ValueGroups == 1;
-    const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
-    if (warpgroup == 0) {
-      if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
-      make_scores<T, D, KeyDim>(args, tiles, barriers, place, thread);
-    } else {
-      if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
-      carry_state<T, D, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
-    }
+    run_warpgroups<T, D, W, KeyDim, ValueGroups>(args, memory, barriers, place, blockIdx.x);
+  }
+}
+
+/// Two passes of the same sizes that read the same tensors, their blocks side by side: what one reads, the other finds in
+/// the cache.
+template <class T>
+struct WarpgroupPair {
+  WarpgroupPass<T> passes[2];
+};
+/// Blocks of a pair that are to fit on a multiprocessor: small ones, of which there are many, wait less for each other.
+template <int KeyDim, int ValueGroups>
+inline constexpr int pair_blocks = KeyDim == 64 && ValueGroups == 1 ? 2 : 1;
+
+template <class T, class D, int KeyDim, int ValueGroups, class W>
+__global__ void __launch_bounds__(128 * (1 + ValueGroups), pair_blocks<KeyDim, ValueGroups>)
+    warpgroup_pair(const __grid_constant__ WarpgroupPair<T> args) {
+  if constexpr (arch::has_warpgroups) {
+    extern __shared__ char memory[];
+    __shared__ WarpgroupBarriers barriers;
+    __shared__ Place place;
+    run_warpgroups<T, D, W, KeyDim, ValueGroups, pair_blocks<KeyDim, ValueGroups>>(args.passes[blockIdx.x % 2], memory,
+                                                                                   barriers, place, blockIdx.x / 2);
   }
 }
 

@@ -6,12 +6,13 @@
 
 namespace chela::cuda::detail {
 
-/// What the copy engine is told, and where outputs go.
+/// What the copy engine is told, and where outputs go: nowhere if absent.
 template <class T>
 struct WarpgroupPass {
   CUtensorMap q, k, v, o;
   TensorView<T, 4> output;
   LinearPass pass;
+  CUtensorMap primal = {};  ///< what the output is the gradient of; used for pass.sums
 };
 
 /// Most chunks in flight.
@@ -27,6 +28,7 @@ struct WarpgroupBarriers {
   std::uint64_t released[most_stages];
   std::uint64_t scored[2];
   std::uint64_t gated[gate_buffers];
+  std::uint64_t primal[2][3];  ///< [warpgroup with a state, staging tile]
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
@@ -40,17 +42,20 @@ struct RingPosition {
 };
 
 /// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
-template <int KeyDim, int ValueGroups, bool Outputs, bool Decays>
+template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool MaySum = false>
 struct WarpgroupTiles {
   static constexpr int panel = chunk_len * 128;
   static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
   static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
   static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
   static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + gate_buffers * SharedGates::bytes : 0;
+  static constexpr int column_bytes = chunk_len * int(sizeof(float));
+  static constexpr int own_bytes = MaySum ? 2 * (1 + 4 * ValueGroups) * column_bytes : 0;
+  static constexpr int staging = !Outputs ? 0 : MaySum ? 3 : 2;  ///< tiles of outputs on their way, per warpgroup
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
-    return 1024 + stages * stage + (Outputs ? 2 * panel + 2 * value_tile : 0) + gate_bytes;
+    return 1024 + stages * stage + (Outputs ? 2 * panel : 0) + staging * value_tile + gate_bytes + own_bytes;
   }
 
   std::uint32_t base;
@@ -64,18 +69,26 @@ struct WarpgroupTiles {
     return keys(place) + unsigned(key_tile + group * panel);
   }
   __device__ std::uint32_t scores(int buffer) const { return base + unsigned(stages * stage + buffer * panel); }
-  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + 2 * group + buffer); }
+  __device__ std::uint32_t output(int group, int buffer) const { return scores(2 + staging * group + buffer); }
   __device__ std::uint32_t gate_ring(int warp) const {
-    return scores(Outputs ? 2 + 2 * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
+    return scores(Outputs ? 2 + staging * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
   }
   __device__ SharedGates gates(int buffer) const {
     return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
+  }
+  /// Scores of tokens with themselves.
+  __device__ std::uint32_t own_scores(int buffer) const {
+    return gate_ring(0) + unsigned(gate_bytes + buffer * column_bytes);
+  }
+  /// Sums of one warp of outputs times what they are the gradient of, by token.
+  __device__ std::uint32_t row_sums(int group, int buffer, int warp) const {
+    return own_scores(2) + unsigned((8 * group + 4 * buffer + warp) * column_bytes);
   }
 };
 
 /// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free;
 /// else load_next waits for it.
-template <class T, class Tiles, bool Outputs>
+template <class T, class Tiles, bool Outputs, bool Reversed = false>
 class ChunkLoader {
  public:
   /// Only the thread that `loads` starts copies.
@@ -85,10 +98,11 @@ class ChunkLoader {
         tiles_(tiles),
         barriers_(barriers),
         place_(place),
-        chunk_(loads ? place.first_chunk : place.end_chunk) {}
+        chunk_(Reversed ? place.end_chunk - 1 : place.first_chunk),
+        left_(loads ? place.end_chunk - place.first_chunk : 0) {}
 
   __device__ void load_next() {
-    if (chunk_ >= place_.end_chunk) return;
+    if (left_ == 0) return;
     const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
     if constexpr (!Outputs) arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
     arch::arrive_expecting(loaded, Tiles::stage);
@@ -99,7 +113,8 @@ class ChunkLoader {
     arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
                       place_.value_head, batch);
     at_.advance(tiles_.stages);
-    ++chunk_;
+    chunk_ += Reversed ? -1 : 1;
+    --left_;
   }
 
  private:
@@ -107,7 +122,7 @@ class ChunkLoader {
   const Tiles& tiles_;
   WarpgroupBarriers& barriers_;
   const Place& place_;
-  int chunk_;
+  int chunk_, left_;
   RingPosition at_;
 };
 
@@ -119,6 +134,7 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
     for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
     for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
     for (int i = 0; i < gate_buffers; ++i) arch::init_barrier(arch::shared_address(&barriers.gated[i]), 32);
+    for (int i = 0; i < 6; ++i) arch::init_barrier(arch::shared_address(&barriers.primal[i / 3][i % 3]), 1);
     arch::fence_barriers();
   }
   __syncthreads();

@@ -1,0 +1,164 @@
+// Gradients of linear attention on a GPU: least possible traffic (q, k, v, the output's gradient and log-decays read once,
+// their gradients written once) over time, as a share of a copy. Launches rotate among buffers that together are far
+// larger than the second-level cache.
+#include "chela/cuda/attention/linear_backward.cuh"
+
+#include <memory>
+
+#include "chela/reference/linear.hpp"
+#include "support/device_arrays.cuh"
+#include "support/tolerance.hpp"
+
+using namespace chela;
+using namespace chela::bench;
+using cuda::LinearPolicy;
+
+namespace {
+
+using Element = __nv_bfloat16;
+using Rows = Array<Element, Index, Index, Index, Index>;
+using Gates = Array<float, Index, Index, Index>;
+
+template <DecayKind D>
+struct Buffers {
+  Rows q, k, v, grad_o, grad_q, grad_k, grad_v;
+  Gates log_decay, grad_log_decay;
+
+  Buffers(std::uint32_t seed, Index batch, Index tokens, Index heads, Index key_dim, Index value_dim)
+      : q(seed, -1, 1, batch, tokens, heads, key_dim),
+        k(seed + 1, -1, 1, batch, tokens, heads, key_dim),
+        v(seed + 2, -1, 1, batch, tokens, heads, value_dim),
+        grad_o(seed + 3, -1, 1, batch, tokens, heads, value_dim),
+        grad_q(seed, 0, 0, batch, tokens, heads, key_dim),
+        grad_k(seed, 0, 0, batch, tokens, heads, key_dim),
+        grad_v(seed, 0, 0, batch, tokens, heads, value_dim),
+        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads),
+        grad_log_decay(seed, 0, 0, batch, tokens, heads) {
+    for (const DeviceMemory* memory : {&grad_q.memory, &grad_k.memory, &grad_v.memory, &grad_log_decay.memory})
+      require_cuda(cudaMemset(memory->data(), 0xff, memory->bytes()));
+  }
+  LinearAttentionBackwardArgs<Element, D> args() const {
+    LinearAttentionBackwardArgs<Element, D> a{.q = q.view,
+                                              .k = k.view,
+                                              .v = v.view,
+                                              .grad_o = grad_o.view,
+                                              .grad_q = grad_q.view,
+                                              .grad_k = grad_k.view,
+                                              .grad_v = grad_v.view};
+    if constexpr (D == DecayKind::per_token) a.log_decay = log_decay.view, a.grad_log_decay = grad_log_decay.view;
+    if constexpr (D == DecayKind::per_head) {
+      a.log_decay = slice(slice(log_decay.view, 0), 0);
+      a.grad_log_decay = slice(slice(grad_log_decay.view, 0), 0);
+    }
+    return a;
+  }
+};
+
+/// Whether two columns of one gradient are those of attention with other roles, by the recurrence.
+bool right(const Tensor<double, 4>& got, TensorView<const double, 4> q, TensorView<const double, 4> k,
+           TensorView<const double, 4> v, TensorView<const double, 4> log_decay, double scale, bool back) {
+  const Index tokens = q.extents[1], piece = 4096;
+  Tensor<double, 4> want(got.extents()), state(1, 1, k.extents[3], v.extents[3]);
+  const auto walked = [&](auto view) { return back ? reversed(view, 1) : view; };
+  for (Index begin = 0; begin < tokens; begin += piece) {
+    const auto part = [&](auto view) { return run(view, 1, begin, std::min(piece, tokens - begin)); };
+    const Tensor<double, 4> before = state;
+    const reference::LinearAttentionProblem p{.q = part(walked(q)),
+                                              .k = part(walked(k)),
+                                              .v = part(walked(v)),
+                                              .initial_state = before,
+                                              .scale = scale,
+                                              .log_decay = part(log_decay)};
+    reference::linear_attention(p, part(walked(want.view())), state);
+  }
+  return test::relative_error(got, want) < test::tensor_core_gradient_tolerance<Element>();
+}
+
+/// Whether the gradients of q, k and v are right, judged on the first and last heads; the tests judge the log-decays'.
+template <DecayKind D>
+bool right(const Buffers<D>& b) {
+  const auto q = b.q.on_host(), k = b.k.on_host(), v = b.v.on_host(), grad_o = b.grad_o.on_host();
+  const auto grad_q = b.grad_q.on_host(), grad_k = b.grad_k.on_host(), grad_v = b.grad_v.on_host();
+  const auto g = b.log_decay.on_host();
+  const auto [batch, tokens, heads, key_dim] = b.q.view.extents;
+  const Index value_dim = b.v.view.extents[3], columns = 2;
+  const double scale = 1 / std::sqrt(double(key_dim));
+  for (const auto& [entry, head, first] : {std::array<Index, 3>{0, 0, 0}, {batch - 1, heads - 1, 62}}) {
+    // Back in time a token's decay acts one step later.
+    Tensor<double, 4> forth(1, tokens, 1, 1), back(1, tokens, 1, 1);
+    for (Index t = 0; t < tokens && D != DecayKind::none; ++t)
+      forth(0, t, 0, 0) = double(g[std::size_t(D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head)]);
+    for (Index t = 1; t < tokens; ++t) back(0, t, 0, 0) = forth(0, tokens - t, 0, 0);
+    const auto spread = [](const Tensor<double, 4>& x, Index dim) {
+      TensorView<const double, 4> view = x;
+      view.extents[3] = dim, view.strides[3] = 0;
+      return view;
+    };
+    const auto all = [&](const auto& x, const Rows& rows) {
+      return head_of(x, rows.view, entry, head, 0, rows.view.extents[3]);
+    };
+    const auto some = [&](const auto& x, const Rows& rows) {
+      return head_of(x, rows.view, entry, head, first, columns);
+    };
+    const Tensor<double, 4> all_q = all(q, b.q), all_k = all(k, b.k), all_v = all(v, b.v),
+                            all_o = all(grad_o, b.grad_o);
+    const Tensor<double, 4> some_q = some(q, b.q), some_k = some(k, b.k), some_o = some(grad_o, b.grad_o);
+    if (!right(some(grad_q, b.grad_q), all_o, all_v, some_k, spread(forth, value_dim), scale, false) ||
+        !right(some(grad_k, b.grad_k), all_v, all_o, some_q, spread(back, value_dim), scale, true) ||
+        !right(some(grad_v, b.grad_v), all_k, all_q, some_o, spread(back, key_dim), scale, true))
+      return false;
+  }
+  return true;
+}
+
+template <LinearPolicy P, DecayKind D>
+void linear_attention(benchmark::State& state) {
+  const Index batch = state.range(0), tokens = state.range(1), heads = state.range(2);
+  const Index key_dim = state.range(3), value_dim = state.range(4);
+  const double traffic =
+      double(batch * tokens * heads) * double(2 * (4 * key_dim + 3 * value_dim) + (D == DecayKind::per_token ? 8 : 0));
+  const int sets = int(std::clamp(3e8 / traffic, 2.0, 64.0)), launches = std::max(4, sets);
+  std::vector<std::unique_ptr<Buffers<D>>> buffers;
+  for (int i = 0; i < sets; ++i)
+    buffers.push_back(std::make_unique<Buffers<D>>(10 * i + 1, batch, tokens, heads, key_dim, value_dim));
+  const DeviceMemory scratch(cuda::workspace_bytes<P>(buffers[0]->args()));
+  require_cuda(cudaDeviceSynchronize());
+
+  const Stream stream;
+  Status status;
+  const auto launch = [&](int i) {
+    const Status s = cuda::linear_attention_backward<P>(buffers[std::size_t(i % sets)]->args(),
+                                                        {scratch.data(), scratch.bytes()}, stream);
+    if (!s.ok()) status = s;
+  };
+  launch(0);
+  stream.wait();
+  if (!status.ok()) return state.SkipWithError(status.why);
+  if (!right(*buffers[0])) return state.SkipWithError("wrong answer");
+  const double copy = device_copy_rate();
+  TimedGraph graph(stream, launches, launch);
+  const double seconds = time_launches(state, graph);
+  state.counters["share_of_copy"] = traffic / seconds / copy;
+  state.counters["copy_GB_per_s"] = copy * 1e-9;
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"B", "T", "H", "K", "V"})->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(15);
+  b->Args({8, 2048, 16, 64, 64})->Args({4, 4096, 32, 128, 128})->Args({1, 4096, 32, 128, 128});
+  b->Args({1, 131072, 4, 128, 128})->Args({1, 256, 16, 64, 64});
+}
+
+constexpr LinearPolicy tuned{};
+
+#define CHELA_BENCH(policy, decay)                               \
+  BENCHMARK(linear_attention<policy, DecayKind::decay>)          \
+      ->Name("linear_attention/" #policy "_" #decay "/backward") \
+      ->Apply(shapes)
+
+CHELA_BENCH(tuned, none);
+CHELA_BENCH(tuned, per_head);
+CHELA_BENCH(tuned, per_token);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -1,0 +1,76 @@
+#pragma once
+// The launches of linear attention with a decay per key.
+#include "chela/attention/linear.hpp"
+#include "chela/cuda/attention/key_decay_pass.cuh"
+#include "chela/cuda/attention/key_decay_sums.cuh"
+#include "chela/cuda/attention/key_decay_warp_pass.cuh"
+#include "chela/cuda/attention/linear_launch.cuh"
+
+namespace chela::cuda::detail {
+
+template <class T, RuleKind R, class F>
+Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
+                                   const LinearPass& pass, cudaStream_t stream) {
+  constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(WarpLogSums));
+  return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
+    WarpgroupPass<T> kernel_args{};
+    kernel_args.output = args.o, kernel_args.pass = pass;
+    const auto encode = [&](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
+      return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
+    };
+    if (Status s = first_failure(encode(kernel_args.q, args.q, KeyDim / 64), encode(kernel_args.k, args.k, KeyDim / 64),
+                                 encode(kernel_args.v, args.v, ValueGroups), encode(kernel_args.o, args.o, 1));
+        !s.ok())
+      return s;
+    LinearPass& p = kernel_args.pass;
+    p.value_tiles = int(plan.shape.value_dim) / (64 * ValueGroups);
+    const auto launch_kernel = [&](auto kernel, int bytes, const WarpgroupPass<T>& a, Index heads, int segments) {
+      if (bytes + static_bytes > plan.device.shared_bytes)
+        return Status{Code::unsupported,
+                      "LinearPolicy::stages need more shared memory than the device has; take fewer"};
+      return launch(kernel, dim3(unsigned(plan.sequences * p.value_tiles * heads), unsigned(segments)),
+                    128 * (1 + ValueGroups), bytes, stream, a);
+    };
+
+    if (pass.segments > 1) {
+      WarpgroupPass<T> sums = kernel_args;
+      sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
+      sums.pass.stages = 4;
+      if (Status s = launch_kernel(key_decay_segment_sums<T, KeyDim, ValueGroups>,
+                                   KeyDecayTiles<KeyDim, ValueGroups, false>::bytes(sums.pass.stages), sums,
+                                   plan.shape.state_heads(), pass.segments - 1);
+          !s.ok())
+        return s;
+    }
+    if (plan.staged)
+      if (Status s = launch_scan<KeyDecay>(p, stream); !s.ok()) return s;
+    return launch_kernel(key_decay_pass<T, KeyDim, ValueGroups>,
+                         KeyDecayTiles<KeyDim, ValueGroups, true>::bytes(pass.stages), kernel_args,
+                         plan.shape.output_heads(), pass.segments);
+  });
+}
+
+template <class T, int KeyClass, int ValueWarps, int Stages>
+Status launch_key_decay_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t stream) {
+  using Tiles = KeyDecayWarpTiles<KeyClass, ValueWarps, Stages>;
+  if (Tiles::bytes + int(sizeof(Place) + sizeof(WarpRows<T>)) > plan.device.shared_bytes)
+    return {Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
+  args.pass.value_tiles = int(ceil_div(plan.shape.value_dim, 16 * ValueWarps));
+  if (plan.staged)
+    if (Status s = launch_scan<KeyDecay>(args.pass, stream); !s.ok()) return s;
+  return launch(key_decay_warp_pass<T, KeyClass, ValueWarps, Stages>,
+                dim3(unsigned(plan.sequences * plan.shape.output_heads() * args.pass.value_tiles)), Tiles::threads,
+                Tiles::bytes, stream, args);
+}
+
+template <LinearPolicy P, class T, RuleKind R, class F>
+Status launch_key_decay_warps(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
+                              const LinearPass& pass, cudaStream_t stream) {
+  constexpr int stages = P.instructions == Instructions::warp && P.stages > 0 ? P.stages : 4;
+  const WarpPass<T> kernel_args{args.q, args.k, args.v, args.o, pass};
+  if (plan.shape.key_dim <= 64) return launch_key_decay_warp_pass<T, 64, 4, stages>(kernel_args, plan, stream);
+  if (plan.shape.key_dim <= 128) return launch_key_decay_warp_pass<T, 128, 8, stages>(kernel_args, plan, stream);
+  return launch_key_decay_warp_pass<T, 256, 4, stages>(kernel_args, plan, stream);
+}
+
+}  // namespace chela::cuda::detail
