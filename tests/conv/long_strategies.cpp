@@ -2,9 +2,7 @@
 // batches, partial kernels.
 #include <doctest/doctest.h>
 
-#include <cmath>
 #include <complex>
-#include <limits>
 #include <string>
 #include <vector>
 

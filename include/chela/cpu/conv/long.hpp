@@ -30,10 +30,6 @@ struct LongConvForward {
     return form.direct() ? (form.lags.chunk_rows() + direct_chunk) * lanes_of<A> : form.work_size();
   }
 
-  bool streams() const {
-    return !form.direct() && streams_rows<A>(a.y, 2, channel_groups<A>(s.channels) * form.size());
-  }
-
   void sequence(const A* kernel, ChannelGroup group, Index i, A* work) const {
     const auto x = sequence_rows(a.x, s.sequences[i]);
     const auto y = sequence_rows(a.y, s.sequences[i]);
@@ -106,7 +102,6 @@ void run_long_conv(const LongConvForward<T, A, Eighths>& pass, const std::vector
       pass.sequence(kernel, task.group, members[std::size_t(m)], scratch.data() + worker * size);
       pass.final_state(task.group, members[std::size_t(m)]);
     }
-    if (pass.streams()) finish_streams();
   });
 }
 

@@ -77,11 +77,6 @@ struct LongConvBackward {
   Index sum_size() const { return form.direct() ? form.size() : form.work_size(); }
   BackwardScratch<A> part(A* memory) const { return {memory, memory + part_size(), memory + 2 * part_size()}; }
 
-  bool streams() const {
-    return a.grad_x.present() && !form.direct() &&
-           streams_rows<A>(a.grad_x, wants_kernel() ? 3 : 2, channel_groups<A>(s.channels) * form.size());
-  }
-
   TensorView<T, 2> grad_rows(Index i) const {
     return a.grad_x.present() ? sequence_rows(a.grad_x, s.sequences[i]) : TensorView<T, 2>{};
   }
@@ -266,7 +261,6 @@ void run_long_conv_backward(const LongConvBackward<T, A, Eighths>& pass, const s
     const A* made = pass.wants_input() ? kernel_of(task.group_index, worker) : nullptr;
     pass.sequences(members, task.begin, task.end, made, task.group, pass.part(scratch.data() + worker * part), sum);
     if (kernel && runs == 1) pass.kernel_gradient(task.group, sum, add);
-    if (pass.streams()) finish_streams();
   });
   if (!kernel || runs == 1) return;
   executor.for_each(groups, [&](Index g, int) {

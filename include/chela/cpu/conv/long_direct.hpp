@@ -14,7 +14,7 @@ inline constexpr Index direct_rows = 8;
 /// Tokens that are brought near together.
 inline constexpr Index direct_chunk = 512;
 
-/// Packets on both sides of the lags, so that no sum over tokens asks which of its lags there are.
+/// Rows of zeros on both sides of what sums run over, so that no sum asks where it ends.
 inline constexpr Index direct_margin = direct_rows - 1;
 
 /// The lags of a kernel, from -back to taps - 1, and what the sums take in memory.

@@ -113,17 +113,6 @@ TensorView<const T, 2> block_history(TensorView<const T, 2> rows, TensorView<con
   return begin == 0 ? history : run(rows, 0, begin - (lags.taps - 1), lags.taps - 1);
 }
 
-/// Whether a pass over `tensors` like `rows` and so many elements of kernels had better store its rows past the caches:
-/// from some size on the pass itself pushes them out before anybody reads them, and then storing and reading them is
-/// faster by 15 % and 8 % (32 MB of last-level cache). A packet has to be a whole line, as a row's groups are written at
-/// different times.
-template <class A, class T>
-bool streams_rows(TensorView<T, 3> rows, Index tensors, Index kernels) {
-  constexpr Index least_moved_bytes = Index(48) << 20;
-  return std::is_same_v<T, A> && lanes_of<A> == line_of<A> &&
-         (tensors * rows.size() + kernels) * Index(sizeof(A)) >= least_moved_bytes && can_stream(rows);
-}
-
 template <class T>
 TensorView<T, 2> sequence_rows(TensorView<T, 3> x, const Sequence& q) {
   return run(slice(x, q.batch), 0, q.begin, q.count);

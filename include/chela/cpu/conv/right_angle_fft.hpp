@@ -45,7 +45,6 @@ struct RealRowsOut {
   A* data = nullptr;
   Index stride = 0;
   Index count = 0;
-  bool streamed = false;
 
   CHELA_ALWAYS_INLINE void store(Index row, const ComplexLanes<A>& x) const {
     if (row >= count) return;

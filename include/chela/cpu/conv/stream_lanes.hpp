@@ -59,10 +59,4 @@ bool worth_streaming(TensorView<T, 3> result, Index least_bytes = least_streamed
          reinterpret_cast<std::uintptr_t>(result.data) % line_bytes == 0;
 }
 
-/// Whether that is so and the result is large.
-template <class T>
-bool worth_streaming(TensorView<T, 3> result) {
-  return result.size() * Index(sizeof(T)) >= least_streamed_bytes && can_stream(result);
-}
-
 }  // namespace chela::cpu::detail
