@@ -5,8 +5,7 @@
 #include <memory>
 
 #include "chela/reference/linear.hpp"
-#include "support/device.cuh"
-#include "support/measure_device.cuh"
+#include "support/device_arrays.cuh"
 #include "support/tolerance.hpp"
 
 using namespace chela;
@@ -18,18 +17,6 @@ namespace {
 
 using Element = __nv_bfloat16;
 
-template <class T, class... I>
-struct Array {
-  DeviceMemory memory;
-  TensorView<T, sizeof...(I)> view;
-
-  Array(std::uint32_t seed, float low, float high, I... extents)
-      : memory(std::size_t((Index(1) * ... * extents)) * sizeof(T)),
-        view(contiguous(static_cast<T*>(memory.data()), extents...)) {
-    fill_uniform<<<1024, 256>>>(view.data, view.size(), seed, low, high);
-    require_cuda(cudaGetLastError());
-  }
-};
 using Rows = Array<Element, Index, Index, Index, Index>;
 
 template <DecayKind D>
@@ -55,27 +42,11 @@ struct Buffers {
   }
 };
 
-/// Two columns of one batch entry and head, or all columns, in double on the host.
-template <class T>
-Tensor<double, 4> head_of(const std::vector<T>& all, TensorView<T, 4> view, Index batch, Index head, Index column,
-                          Index columns) {
-  view.data = const_cast<T*>(all.data());
-  return test::converted<double>(run(run(run(view, 0, batch, 1), 2, head, 1), 3, column, columns));
-}
-
-template <class T>
-std::vector<T> on_host(const DeviceMemory& memory) {
-  std::vector<T> copy(memory.bytes() / sizeof(T));
-  require_cuda(cudaMemcpy(copy.data(), memory.data(), memory.bytes(), cudaMemcpyDeviceToHost));
-  return copy;
-}
-
 /// Whether the answer is right, judged on the first and last heads: by the recurrence, a few thousand tokens at a time.
 template <DecayKind D>
 bool right(const Buffers<D>& b) {
-  const auto q = on_host<Element>(b.q.memory), k = on_host<Element>(b.k.memory), v = on_host<Element>(b.v.memory),
-             o = on_host<Element>(b.o.memory);
-  const auto g = on_host<float>(b.log_decay.memory);
+  const auto q = b.q.on_host(), k = b.k.on_host(), v = b.v.on_host(), o = b.o.on_host();
+  const auto g = b.log_decay.on_host();
   const Index batch = b.q.view.extents[0], tokens = b.q.view.extents[1], heads = b.q.view.extents[2];
   const Index key_dim = b.q.view.extents[3], value_dim = b.v.view.extents[3], columns = 2, piece = 4096;
   const Index decays = b.log_decay.view.extents[3];
