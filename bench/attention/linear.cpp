@@ -224,27 +224,7 @@ void linear_attention(benchmark::State& state) {
   state.counters["tokens_per_second"] = double(batch * tokens) / seconds;
 }
 
-/// What forbids more: multiply-adds that wait for nothing, by as many accumulators as the register kernel has.
-void multiply_adds(benchmark::State& state) {
-  using namespace Eigen::internal;
-  using Packet = packet_traits<float>::type;
-  constexpr int lanes = packet_traits<float>::size, chains = 16;
-  constexpr Index repetitions = 1 << 20;
-  Packet sums[chains];
-  for (int i = 0; i < chains; ++i) sums[i] = pset1<Packet>(float(i));
-  const double seconds = time_iterations(state, [&] {
-    Packet factor = pset1<Packet>(0.999f);
-    for (Index r = 0; r < repetitions; ++r) {
-      benchmark::DoNotOptimize(factor);
-      CHELA_UNROLL
-      for (int i = 0; i < chains; ++i) sums[i] = pmadd(sums[i], factor, factor);
-    }
-    for (Packet& sum : sums) benchmark::DoNotOptimize(sum);
-  });
-  state.counters["share_of_gemm"] = 2.0 * double(repetitions) * chains * lanes / seconds / gemm_rate(1);
-}
-
-/// The register kernel of the recurrence alone: one packed tile and one state that stay in the cache.
+/// What forbids more: the register kernel of the recurrence alone, one packed tile and one state that stay in the cache.
 void register_kernel(benchmark::State& state) {
   const Index dim = state.range(0), tokens = ChunkPolicy{}.chunk_len;
   const auto q = random_tensor<float>(1, tokens, dim), k = random_tensor<float>(2, tokens, dim),
@@ -300,7 +280,6 @@ using enum Pass;
 #define CHELA_BENCH_NAMED(name, shapes, ...) \
   BENCHMARK(linear_attention<__VA_ARGS__>)->Name("linear_attention/" name)->Apply(shapes)
 
-BENCHMARK(multiply_adds)->Name("limit/multiply_adds")->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(register_kernel)
     ->Name("limit/register_kernel")
     ->ArgName("dim")
