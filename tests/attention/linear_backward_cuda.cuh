@@ -74,11 +74,6 @@ Status run_on_device(const Args& args, const Stream& stream) {
   return status;
 }
 
-template <class T, int Rank>
-bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  return a.extents() == b.extents() && std::memcmp(a.data(), b.data(), std::size_t(a.size()) * sizeof(T)) == 0;
-}
-
 template <class Gradients>
 bool same_gradients(const Gradients& a, const Gradients& b) {
   return same_bits(a.grad_q.host(), b.grad_q.host()) && same_bits(a.grad_k.host(), b.grad_k.host()) &&

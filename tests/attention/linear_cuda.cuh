@@ -52,11 +52,6 @@ Status run_on_device(const Args& args, const Stream& stream) {
   return status;
 }
 
-template <class T, int Rank>
-bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  return a.extents() == b.extents() && std::memcmp(a.data(), b.data(), std::size_t(a.size()) * sizeof(T)) == 0;
-}
-
 /// Largest relative error of outputs and final states, or 1e9 where a guard zone was written to.
 template <LinearPolicy P, class T, DecayKind D>
 double error_of(const Problem<T, D, RuleKind::additive>& p) {

@@ -174,11 +174,6 @@ TEST_CASE_TEMPLATE("decays of any strength", I, Instance<Bf16, per_key, additive
   for (Gates gates : {Gates::strong, Gates::mixed_with_resets}) check_against_reference<I>(P(shape, gates));
 }
 
-template <class T, int Rank>
-bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  return a.extents() == b.extents() && std::memcmp(a.data(), b.data(), std::size_t(a.size()) * sizeof(T)) == 0;
-}
-
 const Shape usual{
     .batch = 3, .tokens = 2, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 96};
 

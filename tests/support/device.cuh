@@ -83,6 +83,12 @@ class DeviceTensor {
   DeviceMemory memory_;
 };
 
+/// Bit for bit, NaN included: what was left unwritten in both is the same.
+template <class T, int Rank>
+bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
+  return a.extents() == b.extents() && std::memcmp(a.data(), b.data(), std::size_t(a.size()) * sizeof(T)) == 0;
+}
+
 /// A stream, destroyed at the end.
 class Stream {
  public:

@@ -14,16 +14,8 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
   constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(WarpLogSums));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
-    kernel_args.output = args.o, kernel_args.pass = pass;
-    const auto encode = [&](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
-      return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
-    };
-    if (Status s = first_failure(encode(kernel_args.q, args.q, KeyDim / 64), encode(kernel_args.k, args.k, KeyDim / 64),
-                                 encode(kernel_args.v, args.v, ValueGroups), encode(kernel_args.o, args.o, 1));
-        !s.ok())
-      return s;
-    LinearPass& p = kernel_args.pass;
-    p.value_tiles = int(plan.shape.value_dim) / (64 * ValueGroups);
+    if (Status s = fill_warpgroup_pass<KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
+    const LinearPass& p = kernel_args.pass;
     const auto launch_kernel = [&](auto kernel, int bytes, const WarpgroupPass<T>& a, Index heads, int segments) {
       if (bytes + static_bytes > plan.device.shared_bytes)
         return Status{Code::unsupported,

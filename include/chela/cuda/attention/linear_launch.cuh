@@ -191,6 +191,18 @@ Status for_warpgroup_sizes(Index key_dim, int value_tile, F f) {
   return value_tile == 64 ? f.template operator()<128, 1>() : f.template operator()<128, 2>();
 }
 
+/// What the kernels of one call are given that have value tiles of 64 ValueGroups columns.
+template <int KeyDim, int ValueGroups, class T, DecayKind D, RuleKind R, class F>
+Status fill_warpgroup_pass(WarpgroupPass<T>& to, const LinearAttentionArgs<T, D, R, F>& args, const LinearPass& pass) {
+  to.output = args.o, to.pass = pass;
+  to.pass.value_tiles = pass.value_dim / (64 * ValueGroups);
+  const auto encode = [](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
+    return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
+  };
+  return first_failure(encode(to.q, args.q, KeyDim / 64), encode(to.k, args.k, KeyDim / 64),
+                       encode(to.v, args.v, ValueGroups), encode(to.o, args.o, 1));
+}
+
 template <class T, DecayKind DK, RuleKind R, class F>
 Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                          cudaStream_t stream) {
@@ -198,16 +210,8 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
   constexpr int static_bytes = int(sizeof(WarpgroupBarriers) + sizeof(Place));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
-    kernel_args.output = args.o, kernel_args.pass = pass;
-    const auto encode = [&](CUtensorMap& map, TensorView<const T, 4> view, int panels) {
-      return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
-    };
-    if (Status s = first_failure(encode(kernel_args.q, args.q, KeyDim / 64), encode(kernel_args.k, args.k, KeyDim / 64),
-                                 encode(kernel_args.v, args.v, ValueGroups), encode(kernel_args.o, args.o, 1));
-        !s.ok())
-      return s;
-    LinearPass& p = kernel_args.pass;
-    p.value_tiles = int(plan.shape.value_dim) / (64 * ValueGroups);
+    if (Status s = fill_warpgroup_pass<KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
+    const LinearPass& p = kernel_args.pass;
     const Index tiles = plan.sequences * p.value_tiles;
 
     if (pass.segments > 1) {
