@@ -117,13 +117,9 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
   const TensorView<const S, 4> initial = key_major<F>(args.initial_state);
   const bool wants_decay = to.log_decay.present();
 
-  // dv and the initial state's gradient, which the log-decay's needs whether it is wanted or not.
-  TensorView<A, 4> grad_initial = to.initial_state;
   Tensor<A, 4> own_initial;
-  if (wants_decay && initial.present() && !grad_initial.present()) {
-    own_initial = Tensor<A, 4>(sequences.size(), s.state_heads(), s.key_dim, s.value_dim);
-    grad_initial = own_initial;
-  }
+  const TensorView<A, 4> grad_initial =
+      initial_gradient_target(to.initial_state, wants_decay && initial.present(), own_initial, sequences.size(), s);
   if (to.v.present() || grad_initial.present()) {
     GradientParts<A> grad_v;
     grad_v.allocate(to.v, s, s.value_dim);

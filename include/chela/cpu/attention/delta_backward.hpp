@@ -151,12 +151,9 @@ void delta_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::delta, F>&
 
   const bool wants_decay = to.log_decay.present();
   const bool wants_q = to.q.present() || wants_decay, wants_k = to.k.present() || wants_decay;
-  TensorView<A, 4> grad_initial = to.initial_state;
-  Tensor<A, 4> own_initial;  // the log-decay's gradient needs that of the initial state, wanted or not
-  if (wants_decay && args.initial_state.present() && !grad_initial.present()) {
-    own_initial = Tensor<A, 4>(sequences.size(), s.state_heads(), s.key_dim, s.value_dim);
-    grad_initial = own_initial;
-  }
+  Tensor<A, 4> own_initial;
+  const TensorView<A, 4> grad_initial = initial_gradient_target(
+      to.initial_state, wants_decay && args.initial_state.present(), own_initial, sequences.size(), s);
   const bool wants_u = to.v.present() || to.beta.present() || grad_initial.present() || wants_k;
   const EnteringGradient<A> entering(key_major<F>(args.grad_final_state), s);
   const TensorView<const S, 4> initial = key_major<F>(args.initial_state);

@@ -223,6 +223,15 @@ void begin_anew_at_resets(TensorView<const A, 2> log_decay, Index token, double*
     if (std::exp(log_decay(token, i)) == 0) sum[i] = 0;
 }
 
+/// Where the initial state's gradient goes: into `wanted`, or if the log-decay's gradient needs it all the same, `own`.
+template <class A>
+TensorView<A, 4> initial_gradient_target(TensorView<A, 4> wanted, bool needed, Tensor<A, 4>& own, Index sequences,
+                                         const LinearAttentionShape& s) {
+  if (wanted.present() || !needed) return wanted;
+  own = Tensor<A, 4>(sequences, s.state_heads(), s.key_dim, s.value_dim);
+  return own;
+}
+
 /// Where the sums of the log-decay's gradient begin: S_0 * X_0, which the first head of a run that shares a state counts.
 template <bool OverKeys, class A, class S>
 Tensor<double, 3> first_decay_sums(TensorView<const S, 4> initial_state, TensorView<const A, 4> grad_initial_state,
