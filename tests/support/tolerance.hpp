@@ -49,6 +49,13 @@ double tensor_core_decay_gradient_tolerance() {
   return 2.5 * unit_roundoff<T>();
 }
 
+/// Long convolutions on a GPU: 16-bit data may pass through transforms with 16-bit intermediate results, floats through
+/// transforms in float.
+template <class T>
+double long_conv_tolerance() {
+  return std::is_floating_point_v<T> ? 2e-6 : 0.004;
+}
+
 /// Largest relative error of a hand-written gradient against central differences in double.
 inline constexpr double gradient_tolerance = 1e-6;
 

@@ -70,7 +70,7 @@ struct LongConvShape {
   Index taps = 0, back_taps = 0;
   SequenceBatch sequences = {};
 
-  constexpr Index history() const { return taps - 1; }
+  CHELA_HOST_DEVICE constexpr Index history() const { return taps - 1; }
 };
 
 namespace detail {
@@ -138,7 +138,7 @@ constexpr Status check_long_conv(const LongConvBackwardArgs<T>& a, const LongCon
 
 /// Of LongConvArgs or LongConvBackwardArgs.
 template <class Args>
-constexpr LongConvShape long_conv_shape(const Args& a) {
+CHELA_HOST_DEVICE constexpr LongConvShape long_conv_shape(const Args& a) {
   return {a.x.extents[0],
           a.x.extents[1],
           a.x.extents[2],

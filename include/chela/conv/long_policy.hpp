@@ -15,11 +15,12 @@ enum class LongConvMethod {
 };
 
 struct LongConvPolicy {
+  static constexpr int as_measured = -1;
+
   LongConvMethod method = LongConvMethod::automatic;
-  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly. Kernels
-  /// as long as the sequence cross at 50 tokens, kernels much shorter at 40 taps (EPYC 9004, float,
-  /// `bench_long_conv_cpu`).
-  int direct_products = 28;
+  /// Automatic: the most products per output, averaged over a sequence, for which the sums are taken directly;
+  /// `as_measured` for the backend.
+  int direct_products = as_measured;
   /// The fewest tokens of a block.
   int least_block = 256;
   /// Partial kernels: only this many taps, the latest inputs', take part; 0 means all. States keep their length.
@@ -36,8 +37,9 @@ struct LongConvPolicy {
 template <LongConvPolicy P>
 struct LongConvPolicyConstant {
   static constexpr LongConvPolicy value = P;
-  static_assert(P.direct_products >= 0,
-                "LongConvPolicy::direct_products must be 0 or more; 0 leaves the choice between the transforms");
+  static_assert(P.direct_products >= 0 || P.direct_products == LongConvPolicy::as_measured,
+                "LongConvPolicy::direct_products must be 0 or more, or as_measured; 0 leaves the choice between the "
+                "transforms");
   static_assert(P.least_block >= 32, "LongConvPolicy::least_block must be at least 32, the shortest transform");
   static_assert(P.taps >= 0, "LongConvPolicy::taps must be 0 or more; 0 takes the whole kernel");
   static_assert(P.eighths == 2 || P.eighths == 4 || P.eighths == 6 || P.eighths == 8,
@@ -65,15 +67,21 @@ constexpr double long_conv_products(Index tokens, Index taps, Index back_taps, b
   return back_taps > 0 ? causal + met(back_taps) : causal;
 }
 
+/// The most products per output that a CPU takes directly: kernels as long as the sequence cross at 50 tokens, kernels
+/// much shorter at 40 taps (EPYC 9004, float, `bench_long_conv_cpu`).
+inline constexpr int direct_products_on_cpu = 28;
+
 /// Chooses from sizes alone, so that equal calls are computed alike everywhere. Blocks serve causal kernels; they are
 /// taken when they need no more points than the whole, as smaller transforms stay in nearer caches.
 constexpr LongConvChoice choose_long_conv(const LongConvPolicy& policy, Index tokens, Index taps, Index back_taps,
                                           bool with_state) {
   const LongConvChoice direct{LongConvMethod::direct, 0};
   const bool sparse = policy.eighths < 8;
+  const int most_products =
+      policy.direct_products == LongConvPolicy::as_measured ? direct_products_on_cpu : policy.direct_products;
   if (policy.method == LongConvMethod::direct) return direct;
   if (!sparse && policy.method == LongConvMethod::automatic &&
-      long_conv_products(tokens, taps, back_taps, with_state) <= double(policy.direct_products) * double(tokens))
+      long_conv_products(tokens, taps, back_taps, with_state) <= double(most_products) * double(tokens))
     return direct;
   const LongConvChoice whole{LongConvMethod::transform,
                              right_angle_size(right_angle_least_points(tokens, taps, back_taps, with_state)).points};
