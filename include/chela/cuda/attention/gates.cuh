@@ -59,6 +59,8 @@ class ChunkGates {
     total_ = __shfl_sync(~0u, sum, 31);
   }
 
+  /// b of the lane's own tokens.
+  __device__ float2 sums() const { return sums_; }
   /// b of tokens 8 j + 2 (lane % 4) and the next: the columns of a lane in a row of 8x8 matrices.
   __device__ float2 sums_of_columns(int j) const { return columns(sums_, j); }
   __device__ float sum(int token) const {

@@ -63,7 +63,7 @@ __device__ void stage_output(const float (&output_t)[8], std::uint32_t rows, flo
       pack(4), pack(6));
 }
 
-/// The staged outputs of a chunk, on their way out as in store_output (warpgroup_pass.cuh).
+/// The staged outputs of a chunk, on their way out as in hand_over_output (warpgroup_pass.cuh).
 template <class T>
 __device__ void store_staged_output(const WarpgroupPass<T>& args, std::uint32_t staged, const Place& place, int chunk,
                                     bool shared, int group, int thread) {

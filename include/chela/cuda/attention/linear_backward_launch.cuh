@@ -169,14 +169,14 @@ Status launch_walks(const GradientPlan& plan, int value_tile, cudaStream_t strea
     if constexpr (sizeof...(second) == 0) {
       WarpgroupPass<T> args{};
       if (Status s = describe_walk<KeyDim, ValueGroups>(args, first); !s.ok()) return s;
-      return launch(warpgroup_pass<T, D, KeyDim, ValueGroups, W>, grid, 128 * (1 + ValueGroups), bytes, stream, args);
+      return launch(warpgroup_pass<T, D, KeyDim, ValueGroups, W>, grid, pass_threads<ValueGroups>, bytes, stream, args);
     } else {
       WarpgroupPair<T> args{};
       if (Status s = first_failure(describe_walk<KeyDim, ValueGroups>(args.passes[0], first),
                                    describe_walk<KeyDim, ValueGroups>(args.passes[1], second)...);
           !s.ok())
         return s;
-      return launch(warpgroup_pair<T, D, KeyDim, ValueGroups, W>, grid, 128 * (1 + ValueGroups), bytes, stream, args);
+      return launch(warpgroup_pair<T, D, KeyDim, ValueGroups, W>, grid, pass_threads<ValueGroups>, bytes, stream, args);
     }
   });
 }

@@ -234,7 +234,7 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
     if (bytes + static_bytes > plan.device.shared_bytes)
       return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
     return launch(warpgroup_pass<T, D, KeyDim, ValueGroups>,
-                  dim3(unsigned(tiles * plan.shape.output_heads()), unsigned(pass.segments)), 128 * (1 + ValueGroups),
+                  dim3(unsigned(tiles * plan.shape.output_heads()), unsigned(pass.segments)), pass_threads<ValueGroups>,
                   bytes, stream, kernel_args);
   });
 }

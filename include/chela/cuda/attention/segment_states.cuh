@@ -20,10 +20,10 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
     const LinearPass& pass = args.pass;
     const Tiles tiles(memory, pass.stages);
     if (threadIdx.x == 0) place = place_of_block(pass, 64 * ValueGroups, blockIdx.x, Reversed);
-    init_barriers(barriers, tiles.stages, tiles.stages, 4 * ValueGroups);
+    init_barriers(barriers, tiles.stages, ValueGroups);
 
     const int group = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-    ChunkLoader<T, Tiles, false, Reversed> loader(args, tiles, barriers, place, threadIdx.x == 0);
+    ChunkLoader<T, Tiles, Reversed> loader(args, tiles, barriers, place, threadIdx.x == 0);
     for (int i = 0; i < tiles.stages - 1; ++i) loader.load_next();
     GateSource source;
     if constexpr (D::decays) source = gates_of(pass, place);
@@ -40,7 +40,16 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
     float segment_age = 1;
     const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
     int chunk = Reversed ? place.end_chunk - 1 : place.first_chunk;
-    RingPosition at;
+    RingPosition at, freed;
+    // Into the place of the chunk before.
+    const auto load_next = [&](int step) {
+      if (step > 0) {
+        if (threadIdx.x == 0) arch::wait_barrier(arch::shared_address(&barriers.released[freed.place]), freed.parity);
+        freed.advance(tiles.stages);
+      }
+      loader.load_next();
+      __syncwarp();
+    };
     for (int step = 0; step < count; ++step, chunk += Reversed ? -1 : 1) {
       const std::uint32_t k = tiles.keys(at.place), v = tiles.values(at.place, group);
       const auto k_rows = arch::operand<arch::Major::side>(k);
@@ -67,8 +76,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
         for (int i = 0; i < 4; ++i)
           arch::start_product<T, arch::Major::side>(state_t, values_t[i], arch::further(k_rows, 2048 * i), true);
         arch::commit_products();
-        loader.load_next();
-        __syncwarp();
+        load_next(step);
         arch::wait_products<0>();
         arch::pin(state_t);
 #pragma unroll
@@ -81,8 +89,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
               state_t, arch::further(arch::operand<arch::Major::side>(v), 2048 * i), arch::further(k_rows, 2048 * i),
               true);
         arch::commit_products();
-        loader.load_next();
-        __syncwarp();
+        load_next(step);
         arch::wait_products<0>();
         arch::pin(state_t);
       }

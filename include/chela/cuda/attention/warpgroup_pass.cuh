@@ -6,79 +6,56 @@
 //   S^T += V^T K
 //
 // with S^T in registers: its accumulators, rounded, are the register operand of the next chunk's first product, so the
-// state never goes through shared memory. Warpgroup 0 makes the scores and decay weights, one chunk ahead of the others,
-// and starts the copies; each other warpgroup has 64 value columns of S^T and of O^T. What is not on the chain from one
-// chunk's state to the next's is kept away from those warpgroups: where there are few heads its length is all that counts
-// (with the copies started by a state's warpgroup, 32 heads of 4096 tokens took 0.073 ms instead of 0.062 on an H100).
+// state never goes through shared memory. Warpgroup 0 makes the scores, one chunk ahead of the others; each other
+// warpgroup has 64 value columns of S^T and of O^T; a warp beside them moves data and makes decay weights
+// (warpgroup_service.cuh). What is not on the chain from one chunk's state to the next's is kept away from it: where
+// there are few heads its length is all that counts.
 #include "chela/cuda/arch/warpgroup.cuh"
 #include "chela/cuda/attention/decay_sums.cuh"
-#include "chela/cuda/attention/warpgroup_tiles.cuh"
+#include "chela/cuda/attention/warpgroup_service.cuh"
 
 namespace chela::cuda::detail {
 
-/// Warpgroup 0: P of every chunk, into two buffers in turn. It also starts the copies of chunks to come, into the
-/// places of chunks that the other warpgroups are through with: these have enough to do.
+/// This lane's scores, weighed by a scalar decay.
+template <class W>
+__device__ void weigh_scores(float (&scores)[32], const ScoreWeights& chunk, int warp, int lane) {
+  const int row = 16 * warp + lane / 4;
+  const float rows[2] = {chunk.row(row), chunk.row(row + 8)}, sums[2] = {chunk.sum(row), chunk.sum(row + 8)};
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    // Only keys that this warp's queries can see.
+    if (W::reversed ? j / 2 < warp : j / 2 > warp) continue;
+    const int key = 8 * j + 2 * (lane % 4);
+    const bool own = j / 2 == warp;
+    const float2 pair = own ? chunk.sum_pair(key) : chunk.column_pair(warp, key);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float of_key = i % 2 ? pair.y : pair.x, of_query = sums[i / 2];
+      scores[4 * j + i] *= !own          ? rows[i / 2] * of_key
+                           : W::reversed ? ChunkGates::weight(of_key, of_query)
+                                         : ChunkGates::weight(of_query, of_key);
+    }
+  }
+}
+
+/// Warpgroup 0: P of every chunk, into two buffers in turn.
 template <class T, class D, class W, int KeyDim, class Tiles>
 __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, WarpgroupBarriers& barriers,
                             const Place& place, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const int row = 16 * warp + lane / 4;  // this lane's query tokens: row and row + 8
-  ChunkLoader<T, Tiles, true, W::reversed> loader(args, tiles, barriers, place, thread == 0);
-  for (int i = 0; i < tiles.stages; ++i) loader.load_next();
-  GateSource source;
-  if constexpr (D::decays) source = gates_of(args.pass, place);
-  [[maybe_unused]] auto gates_ahead = [&] {
-    if constexpr (D::decays)
-      return GateRing(tiles.gate_ring(warp), source, place.first_chunk, place.end_chunk, lane, W::reversed);
-    else
-      return 0;
-  }();
-
-  RingPosition at, buffer, gated;
+  RingPosition at, buffer;
   const int count = place.end_chunk - place.first_chunk;
   const bool own_apart = W::may_sum && args.pass.sums.rows;
   for (int step = 0; step < count; ++step) {
-    float weights[32] = {};
     int reach[2] = {row, row + 8};  // how many other tokens a query sees
     if constexpr (W::reversed) {
       const int tokens = min(place.tokens - (place.end_chunk - 1 - step) * chunk_len, chunk_len);
       reach[0] = tokens - 1 - row, reach[1] = reach[0] - 8;
     }
-    if constexpr (D::decays) {
-      const ChunkGates gates = gates_ahead.take();
-      if (warp == (W::reversed ? 2 : 1)) {  // one with less to do; the buffer's last chunk is four back, and released
-        tiles.gates(gated.place).write(gates, lane, W::reversed);
-        arch::arrive(arch::shared_address(&barriers.gated[gated.place]));
-        gated.advance(gate_buffers);
-      }
-      float row_sums[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        row_sums[i] = gates.sum(row + 8 * i);
-        if constexpr (W::reversed)
-          reach[i] = min(reach[i], gates.reach_ahead(row + 8 * i));
-        else
-          reach[i] = gates.reach(row + 8 * i);
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        // Only keys that this warp's queries can see: the fewer, the more it can do beside.
-        if (W::reversed && j < 2 * warp) continue;
-        if (!W::reversed && j >= 2 * warp + 2) break;
-        const float2 sums = gates.sums_of_columns(j);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float query = row_sums[i / 2], key = i % 2 ? sums.y : sums.x;
-          weights[4 * j + i] = W::reversed ? ChunkGates::weight(key, query) : ChunkGates::weight(query, key);
-        }
-      }
-    }
-
     // Not before the product below: it would compete with those on the chain from chunk to chunk, and now runs while
-    // the state's warpgroups store an output.
-    arch::wait_barrier(arch::shared_address(&barriers.released[buffer.place]), buffer.parity ^ 1);
-    if (step >= 2) loader.load_next();
-    __syncwarp();
+    // the state's warpgroups are busy with an output.
+    arch::wait_barrier(arch::shared_address(&barriers.taken[buffer.place]), buffer.parity ^ 1);
     arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
     float scores[32];  // [64 queries, 64 keys]
     const auto q = arch::operand<arch::Major::sum>(tiles.queries(at.place));
@@ -93,14 +70,19 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     arch::commit_products();
     arch::wait_products<0>();
     arch::pin(scores);
-
+    if constexpr (D::decays) {
+      arch::wait_barrier(arch::shared_address(&barriers.gated[at.place]), at.parity);
+      const ScoreWeights chunk = tiles.score_weights(at.place);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) reach[i] = min(reach[i], chunk.reach(row + 8 * i));
+      weigh_scores<W>(scores, chunk, warp, lane);
+    }
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int query = row + 8 * (i % 4 / 2), key = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
       const int apart = W::reversed ? key - query : query - key;
       bool seen = unsigned(apart) <= unsigned(reach[i % 4 / 2]);
       if constexpr (!D::decays && !W::reversed) seen = key <= query;
-      if constexpr (D::decays) scores[i] *= weights[i];
       scores[i] = seen ? scores[i] : 0.f;
     }
     if constexpr (W::may_sum) {
@@ -131,13 +113,11 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   }
 }
 
-/// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, then stored by
-/// the copy engine, or row by row where the chunk is shared with the next sequence. There are several staging tiles in
-/// turn: the barrier that hands over one also says that the others have been read. between() is called by the threads
-/// that are past that barrier.
-template <class T, class F>
-__device__ void store_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
-                             const Place& place, int chunk, bool shared, int group, int thread, F between) {
+/// O^T [64 value columns, 64 tokens] of a warpgroup, on its way out: turned and staged in shared memory, from where the
+/// copy engine takes it; or stored row by row where the chunk is shared with the next sequence.
+template <class T>
+__device__ void hand_over_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
+                                 const Place& place, int chunk, bool shared, int group, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const float scale = args.pass.scale;
   const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
@@ -147,19 +127,14 @@ __device__ void store_output(const WarpgroupPass<T>& args, const float (&output_
         staged + unsigned(arch::swizzled<chunk_len>(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2)),
         pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
   arch::fence_copies();
-  if (thread == 0) arch::wait_stores_read();
+  if (!shared) return;
   arch::sync_threads(1 + group, 128);
-  between();
-  const int token = place.first_token + chunk * chunk_len, column = place.value_begin + 64 * group;
   if (!args.output.present()) return;
-  if (!shared) {
-    if (thread == 0) arch::store_tensor(&args.o, staged, 0, token, column / 64, place.head, place.batch);
-  } else {
-    const int rows = place.tokens % chunk_len;
-    for (int unit = thread; unit < 8 * rows; unit += 128)
-      *reinterpret_cast<uint4*>(&args.output(place.batch, token + unit / 8, place.head, column + 8 * (unit % 8))) =
-          arch::load_shared_unit(staged + unsigned(arch::swizzled<chunk_len>(unit / 8, unit % 8)));
-  }
+  const int token = place.first_token + chunk * chunk_len, column = place.value_begin + 64 * group;
+  const int rows = place.tokens % chunk_len;
+  for (int unit = thread; unit < 8 * rows; unit += 128)
+    *reinterpret_cast<uint4*>(&args.output(place.batch, token + unit / 8, place.head, column + 8 * (unit % 8))) =
+        arch::load_shared_unit(staged + unsigned(arch::swizzled<chunk_len>(unit / 8, unit % 8)));
 }
 
 /// Tokens (columns) of O^T times what each still sees of the earlier state: sum_t = enter * seen_t (+ sum_t).
@@ -180,7 +155,7 @@ __device__ void enter_queries(float (&sum_t)[32], const float (&seen_t)[32], con
 /// with `primal`, the tile of what O is the gradient of, then adds them.
 template <class T, class Tiles>
 __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uint32_t values, std::uint32_t primal,
-                             int group, int buffer, int warp, int lane) {
+                             int group, int buffer, int staged, int warp, int lane) {
   const std::uint32_t own_scores = tiles.own_scores(buffer);
   const int row = lane / 16 * 8 + lane % 8, unit = 2 * warp + lane / 8 % 2;
   float sums[16];
@@ -203,7 +178,7 @@ __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uin
     }
   }
   const float2 sum = sum_over_rows(sums, lane);
-  arch::store_shared_float2(tiles.row_sums(group, buffer, warp) + 8u * unsigned(lane), sum.x, sum.y);
+  arch::store_shared_float2(tiles.row_sums(group, staged, warp) + 8u * unsigned(lane), sum.x, sum.y);
 }
 
 /// Warpgroups 1 and on: outputs and states of 64 value columns each. Where registers are `Roomy` and there is a decay,
@@ -229,20 +204,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
   const bool keeps_boundaries = pass.boundary_states.present();
   const bool sums_rows = W::may_sum && pass.sums.rows;
-  [[maybe_unused]] float* const sums_to = sums_rows ? row_sums(pass, place, place.value_begin / 64 + group) : nullptr;
-  [[maybe_unused]] const int primal_head = sums_rows ? place.head / pass.heads.outputs_per_primal : 0;
-  [[maybe_unused]] const auto load_primal = [&](int step, int place_of_ring) {
-    if (step >= count) return;
-    const std::uint32_t loaded = arch::shared_address(&barriers.primal[group][place_of_ring]);
-    const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
-    arch::arrive_expecting(loaded, Tiles::panel);
-    arch::load_tensor(tiles.output(group, place_of_ring), &args.primal, loaded, 0,
-                      place.first_token + chunk * chunk_len, place.value_begin / 64 + group, primal_head, place.batch);
-  };
-  if constexpr (W::may_sum) {
-    if (thread == 0 && sums_rows) load_primal(0, 0), load_primal(1, 1), load_primal(2, 2);
-  }
-  RingPosition at, buffer, gated, staged;
+  RingPosition at, buffer, staged;
   for (int step = 0; step < count; ++step) {
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
     if constexpr (W::may_sum && !W::reversed) {
@@ -253,9 +215,9 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     const auto k_rows = arch::operand<Major::side>(k), v_rows = arch::operand<Major::side>(v);
     const auto p_columns = arch::operand<Major::sum>(tiles.scores(buffer.place));
     const std::uint32_t scored = arch::shared_address(&barriers.scored[buffer.place]);
-    const SharedGates gates = tiles.gates(gated.place);
+    const SharedGates gates = tiles.gates(at.place);
     if constexpr (D::decays) {  // before any product is under way: the compiler would wait for it
-      arch::wait_barrier(arch::shared_address(&barriers.gated[gated.place]), gated.parity);
+      arch::wait_barrier(arch::shared_address(&barriers.gated[at.place]), at.parity);
       const float age = gates.age();
 #pragma unroll
       for (int i = 0; i < KeyDim / 2; ++i) state_t[i] *= age;
@@ -317,26 +279,18 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     if constexpr (W::may_sum) {
       if (sums_rows) {  // what the output is the gradient of lies where the output will: a warp overwrites what only it reads
         arch::wait_barrier(arch::shared_address(&barriers.primal[group][staged.place]), staged.parity);
-        end_gradient<T>(output_t, tiles, v, output, group, buffer.place, warp, lane);
+        end_gradient<T>(output_t, tiles, v, output, group, buffer.place, staged.place, warp, lane);
         round_state();
-        __syncwarp();
       }
     }
-    arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
-    store_output(args, output_t, output, place, chunk, chunk == shared, group, thread, [&] {
-      if constexpr (W::may_sum) {
-        if (!sums_rows) return;
-        if (thread == 0 && step > 0) load_primal(step + 2, staged.place == 0 ? 2 : staged.place - 1);
-        const int token = thread - chunk_len;  // by the warps that have not much else to do
-        if (token >= 0 && chunk * chunk_len + token < place.tokens) {
-          float sum = 0;
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            sum += arch::load_shared_float(tiles.row_sums(group, buffer.place, i) + 4u * unsigned(token));
-          sums_to[chunk * chunk_len + token] = sum;
-        }
-      }
-    });
+    __syncwarp();
+    if (lane == 0) {
+      arch::arrive(arch::shared_address(&barriers.released[at.place]));
+      arch::arrive(arch::shared_address(&barriers.taken[buffer.place]));
+    }
+    arch::wait_barrier(arch::shared_address(&barriers.cleared[group][staged.place]), staged.parity ^ 1);
+    hand_over_output(args, output_t, output, place, chunk, chunk == shared, group, thread);
+    arch::arrive(arch::shared_address(&barriers.staged[group][staged.place]));
     if constexpr (W::may_sum && W::reversed) {
       if (pass.sums.anchors) store_anchor(state_t, pass, place, chunk * chunk_len, value, lane);
     }
@@ -345,14 +299,35 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     }
     at.advance(tiles.stages);
     buffer.advance(2);
-    gated.advance(gate_buffers);
     staged.advance(Tiles::staging);
   }
   store_last_state(state_t, pass, place, value, lane);
-  if (thread == 0) arch::wait_stores();
 }
 
-/// The pass of one block of 128 (1 + ValueGroups) threads, for 64 ValueGroups value columns. `Blocks` are to fit on a
+/// Warpgroups of a block: of scores, of states, and one of which a warp serves the others.
+template <int ValueGroups>
+inline constexpr int pass_threads = 128 * (2 + ValueGroups);
+
+/// Registers of a thread, by what its warpgroup does.
+struct RegisterShares {
+  int scores, states, service;
+};
+/// Together what the launch gives: 168 a thread to three warpgroups, 128 to four, 80 to three of which two blocks are to
+/// fit on a multiprocessor.
+constexpr RegisterShares register_shares(bool decays, int value_groups, int blocks) {
+  if (value_groups == 2) return decays ? RegisterShares{72, 200, 40} : RegisterShares{72, 208, 24};
+  if (blocks == 2) return decays ? RegisterShares{72, 136, 32} : RegisterShares{80, 136, 24};
+  return {128, 240, 56};
+}
+
+/// Changes the registers that this warpgroup was given.
+template <int From, int To>
+__device__ void share_registers() {
+  if constexpr (To > From) arch::take_registers<To>();
+  if constexpr (To < From) arch::give_registers<To>();
+}
+
+/// The pass of one block of pass_threads<ValueGroups>, for 64 ValueGroups value columns. So many `Blocks` are to fit on a
 /// multiprocessor.
 template <class T, class D, class W, int KeyDim, int ValueGroups, int Blocks = 1>
 __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, WarpgroupBarriers& barriers, Place& place,
@@ -360,26 +335,27 @@ __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, Warpg
   using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
   const Tiles tiles(memory, args.pass.stages);
   if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
-  init_barriers(barriers, tiles.stages, 2, 128 * ValueGroups);
-  // Three warpgroups are given 168 registers a thread at launch, four 128: more than scores need and less than a state
-  // does.
-  constexpr bool three = ValueGroups == 2, four = Blocks == 2, roomy = !three && !four;
-  static_assert(!(three && four));
+  init_barriers(barriers, tiles.stages, ValueGroups);
+  constexpr int given = 65536 / (Blocks * pass_threads<ValueGroups>) / 8 * 8;
+  constexpr RegisterShares shares = register_shares(D::decays, ValueGroups, Blocks);
+  static_assert(shares.scores + ValueGroups * shares.states + shares.service <= (2 + ValueGroups) * given);
   const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
   if (warpgroup == 0) {
-    if constexpr (three) arch::give_registers<D::decays ? 120 : 88>();
-    if constexpr (four && D::decays) arch::give_registers<104>();
+    share_registers<given, shares.scores>();
     make_scores<T, D, W, KeyDim>(args, tiles, barriers, place, thread);
-  } else {
-    if constexpr (three) arch::take_registers<D::decays ? 192 : 208>();
-    if constexpr (four && D::decays) arch::take_registers<152>();
+  } else if (warpgroup <= ValueGroups) {
+    share_registers<given, shares.states>();
+    constexpr bool roomy = KeyDim / 2 + 160 <= shares.states;
     carry_state<T, D, W, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
+  } else {
+    share_registers<given, shares.service>();
+    if (thread < 32) ChunkService<T, D, W, ValueGroups, Tiles>(args, tiles, barriers, place, thread).run();
   }
 }
 
 /// One pass.
 template <class T, class D, int KeyDim, int ValueGroups, class W = InTime>
-__global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
+__global__ void __launch_bounds__(pass_threads<ValueGroups>, 1)
     warpgroup_pass(const __grid_constant__ WarpgroupPass<T> args) {
   if constexpr (arch::has_warpgroups) {
     extern __shared__ char memory[];
@@ -400,7 +376,7 @@ template <int KeyDim, int ValueGroups>
 inline constexpr int pair_blocks = KeyDim == 64 && ValueGroups == 1 ? 2 : 1;
 
 template <class T, class D, int KeyDim, int ValueGroups, class W>
-__global__ void __launch_bounds__(128 * (1 + ValueGroups), pair_blocks<KeyDim, ValueGroups>)
+__global__ void __launch_bounds__(pass_threads<ValueGroups>, pair_blocks<KeyDim, ValueGroups>)
     warpgroup_pair(const __grid_constant__ WarpgroupPair<T> args) {
   if constexpr (arch::has_warpgroups) {
     extern __shared__ char memory[];

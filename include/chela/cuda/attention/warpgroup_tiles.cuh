@@ -3,6 +3,7 @@
 // other.
 #include "chela/cuda/arch/tensor_copy.cuh"
 #include "chela/cuda/attention/linear_pass.cuh"
+#include "chela/cuda/attention/score_weights.cuh"
 
 namespace chela::cuda::detail {
 
@@ -18,17 +19,16 @@ struct WarpgroupPass {
 /// Most chunks in flight.
 inline constexpr int most_stages = 8;
 
-/// Decay weights in flight: more than scores, since a chunk needs them before anything else.
-inline constexpr int gate_buffers = 4;
-
-/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none. A
-/// place of the ring is released together with the score buffer of its chunk, or by itself where there are no outputs.
+/// Barriers of a block. They are static so that a kernel which was not compiled for sm_90a shows by having none.
 struct WarpgroupBarriers {
-  std::uint64_t loaded[most_stages];
-  std::uint64_t released[most_stages];
-  std::uint64_t scored[2];
-  std::uint64_t gated[gate_buffers];
+  std::uint64_t loaded[most_stages];    ///< a place of the ring has its chunk
+  std::uint64_t released[most_stages];  ///< and is free again
+  std::uint64_t gated[most_stages];     ///< a chunk's decay weights are there, in the place's own buffer
+  std::uint64_t scored[2];              ///< by buffer of scores
+  std::uint64_t taken[2];
   std::uint64_t primal[2][3];  ///< [warpgroup with a state, staging tile]
+  std::uint64_t staged[2][3];  ///< likewise: an output is on its way
+  std::uint64_t cleared[2][3];
 };
 
 /// Position in a ring: which place, and the parity of how often it came round.
@@ -44,18 +44,21 @@ struct RingPosition {
 /// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
 template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool MaySum = false>
 struct WarpgroupTiles {
+  static constexpr bool outputs = Outputs;
   static constexpr int panel = chunk_len * 128;
   static constexpr int key_tile = KeyDim / 64 * panel, value_tile = ValueGroups * panel;
   static constexpr int stage = (Outputs ? 2 : 1) * key_tile + value_tile;
-  static constexpr int gate_rings = !Decays ? 0 : Outputs ? 4 : 4 * ValueGroups;
-  static constexpr int gate_bytes = Decays ? gate_rings * GateRing::bytes + gate_buffers * SharedGates::bytes : 0;
+  static constexpr int gate_rings = !Decays ? 0 : Outputs ? 1 : 4 * ValueGroups;
+  static constexpr int ring_bytes = gate_rings * GateRing::bytes;
+  static constexpr int gate_bytes = Decays && Outputs ? SharedGates::bytes + ScoreWeights::bytes : 0;  ///< of a chunk
   static constexpr int column_bytes = chunk_len * int(sizeof(float));
-  static constexpr int own_bytes = MaySum ? 2 * (1 + 4 * ValueGroups) * column_bytes : 0;
   static constexpr int staging = !Outputs ? 0 : MaySum ? 3 : 2;  ///< tiles of outputs on their way, per warpgroup
+  static constexpr int own_bytes = MaySum ? (2 + 4 * staging * ValueGroups) * column_bytes : 0;
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
-    return 1024 + stages * stage + (Outputs ? 2 * panel : 0) + staging * value_tile + gate_bytes + own_bytes;
+    return 1024 + stages * (stage + gate_bytes) + (Outputs ? 2 * panel : 0) + staging * value_tile + ring_bytes +
+           own_bytes;
   }
 
   std::uint32_t base;
@@ -73,22 +76,24 @@ struct WarpgroupTiles {
   __device__ std::uint32_t gate_ring(int warp) const {
     return scores(Outputs ? 2 + staging * ValueGroups : 0) + unsigned(warp * GateRing::bytes);
   }
-  __device__ SharedGates gates(int buffer) const {
-    return SharedGates(gate_ring(gate_rings) + unsigned(buffer * SharedGates::bytes));
+  __device__ SharedGates gates(int place) const {
+    return SharedGates(gate_ring(gate_rings) + unsigned(place * gate_bytes));
+  }
+  __device__ ScoreWeights score_weights(int place) const {
+    return ScoreWeights(gate_ring(gate_rings) + unsigned(place * gate_bytes + SharedGates::bytes));
   }
   /// Scores of tokens with themselves.
   __device__ std::uint32_t own_scores(int buffer) const {
-    return gate_ring(0) + unsigned(gate_bytes + buffer * column_bytes);
+    return gate_ring(gate_rings) + unsigned(stages * gate_bytes + buffer * column_bytes);
   }
   /// Sums of one warp of outputs times what they are the gradient of, by token.
-  __device__ std::uint32_t row_sums(int group, int buffer, int warp) const {
-    return own_scores(2) + unsigned((8 * group + 4 * buffer + warp) * column_bytes);
+  __device__ std::uint32_t row_sums(int group, int staged, int warp) const {
+    return own_scores(2) + unsigned((4 * (staging * group + staged) + warp) * column_bytes);
   }
 };
 
-/// The loading side of the ring of chunks, driven by one thread. With outputs the caller knows when a place is free;
-/// else load_next waits for it.
-template <class T, class Tiles, bool Outputs, bool Reversed = false>
+/// The loading side of the ring of chunks, driven by one thread, which knows when the next place is free.
+template <class T, class Tiles, bool Reversed = false>
 class ChunkLoader {
  public:
   /// Only the thread that `loads` starts copies.
@@ -103,16 +108,15 @@ class ChunkLoader {
 
   __device__ void load_next() {
     if (left_ == 0) return;
-    const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
-    if constexpr (!Outputs) arch::wait_barrier(arch::shared_address(&barriers_.released[at_.place]), at_.parity ^ 1);
+    const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_]);
     arch::arrive_expecting(loaded, Tiles::stage);
     const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
-    if constexpr (Outputs)
-      arch::load_tensor(tiles_.queries(at_.place), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
-    arch::load_tensor(tiles_.keys(at_.place), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
-    arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
-                      place_.value_head, batch);
-    at_.advance(tiles_.stages);
+    if constexpr (Tiles::outputs)
+      arch::load_tensor(tiles_.queries(at_), &args_.q, loaded, 0, token, 0, place_.query_head, batch);
+    arch::load_tensor(tiles_.keys(at_), &args_.k, loaded, 0, token, 0, place_.key_head, batch);
+    arch::load_tensor(tiles_.values(at_, 0), &args_.v, loaded, 0, token, place_.value_begin / 64, place_.value_head,
+                      batch);
+    if (++at_ == tiles_.stages) at_ = 0;
     chunk_ += Reversed ? -1 : 1;
     --left_;
   }
@@ -122,19 +126,26 @@ class ChunkLoader {
   const Tiles& tiles_;
   WarpgroupBarriers& barriers_;
   const Place& place_;
-  int chunk_, left_;
-  RingPosition at_;
+  int chunk_, left_, at_ = 0;
 };
 
-/// One thread prepares all barriers; every thread calls. `releases`: how many places are released, each by so many
-/// `arrivals`.
-__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int releases, int arrivals) {
+/// One thread prepares all barriers; every thread calls. A place is released by each warp with a state.
+__device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, int value_groups) {
   if (threadIdx.x == 0) {
-    for (int i = 0; i < stages; ++i) arch::init_barrier(arch::shared_address(&barriers.loaded[i]), 1);
-    for (int i = 0; i < releases; ++i) arch::init_barrier(arch::shared_address(&barriers.released[i]), arrivals);
-    for (int i = 0; i < 2; ++i) arch::init_barrier(arch::shared_address(&barriers.scored[i]), 128);
-    for (int i = 0; i < gate_buffers; ++i) arch::init_barrier(arch::shared_address(&barriers.gated[i]), 32);
-    for (int i = 0; i < 6; ++i) arch::init_barrier(arch::shared_address(&barriers.primal[i / 3][i % 3]), 1);
+    const auto init = [](std::uint64_t& barrier, int arrivals) {
+      arch::init_barrier(arch::shared_address(&barrier), arrivals);
+    };
+    for (int i = 0; i < stages; ++i) {
+      init(barriers.loaded[i], 1);
+      init(barriers.released[i], 4 * value_groups);
+      init(barriers.gated[i], 32);
+    }
+    for (int i = 0; i < 2; ++i) init(barriers.scored[i], 128), init(barriers.taken[i], 4 * value_groups);
+    for (int i = 0; i < 6; ++i) {
+      init(barriers.primal[i / 3][i % 3], 1);
+      init(barriers.staged[i / 3][i % 3], 128);
+      init(barriers.cleared[i / 3][i % 3], 1);
+    }
     arch::fence_barriers();
   }
   __syncthreads();
