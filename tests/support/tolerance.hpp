@@ -49,6 +49,15 @@ double tensor_core_decay_gradient_tolerance() {
   return 2.5 * unit_roundoff<T>();
 }
 
+/// The absolute error that an element may have besides, where it is a sum over a chunk of 64 tokens that begins with a
+/// strong decay: operands weighted to less than T's smallest number, 2^-24 in half precision, are lost.
+template <class T>
+double tensor_core_flushed() {
+  double least = 1;
+  while (static_cast<float>(T(static_cast<float>(least / 2))) != 0.0f) least /= 2;
+  return 64 * least;
+}
+
 /// Long convolutions on a GPU: 16-bit data may pass through transforms with 16-bit intermediate results, floats through
 /// transforms in float.
 template <class T>
