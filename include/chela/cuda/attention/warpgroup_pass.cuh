@@ -7,7 +7,7 @@
 //
 // with S^T in registers: its accumulators, rounded, are the register operand of the next chunk's first product, so the
 // state never goes through shared memory. Warpgroup 0 makes the scores, one chunk ahead of the others; each other
-// warpgroup has 64 value columns of S^T and of O^T; a warp beside them moves data and makes decay weights
+// warpgroup has 64 value columns of S^T and of O^T; warps beside them move data and make decay weights
 // (warpgroup_service.cuh). What is not on the chain from one chunk's state to the next's is kept away from it: where
 // there are few heads its length is all that counts.
 #include "chela/cuda/arch/warpgroup.cuh"
@@ -304,7 +304,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   store_last_state(state_t, pass, place, value, lane);
 }
 
-/// Warpgroups of a block: of scores, of states, and one of which a warp serves the others.
+/// Warpgroups of a block: of scores, of states, and one that serves the others.
 template <int ValueGroups>
 inline constexpr int pass_threads = 128 * (2 + ValueGroups);
 
@@ -349,7 +349,7 @@ __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, Warpg
     carry_state<T, D, W, KeyDim, roomy>(args, tiles, barriers, place, warpgroup - 1, thread);
   } else {
     share_registers<given, shares.service>();
-    if (thread < 32) ChunkService<T, D, W, ValueGroups, Tiles>(args, tiles, barriers, place, thread).run();
+    serve_chunks<T, D, W, ValueGroups>(args, tiles, barriers, place, thread / 32, thread % 32);
   }
 }
 
