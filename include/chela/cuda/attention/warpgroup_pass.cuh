@@ -314,7 +314,7 @@ struct RegisterShares {
 };
 /// Together what the launch gives: 168 a thread to three warpgroups, 128 to four, 80 to three of which two blocks are to
 /// fit on a multiprocessor.
-constexpr RegisterShares register_shares(bool decays, int value_groups, int blocks) {
+CHELA_HOST_DEVICE constexpr RegisterShares register_shares(bool decays, int value_groups, int blocks) {
   if (value_groups == 2) return decays ? RegisterShares{72, 200, 40} : RegisterShares{72, 208, 24};
   if (blocks == 2) return decays ? RegisterShares{72, 136, 32} : RegisterShares{80, 136, 24};
   return {128, 240, 56};
