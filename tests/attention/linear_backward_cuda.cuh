@@ -4,16 +4,13 @@
 
 #include <string>
 
+#include "attention/linear_policies.cuh"
 #include "chela/cuda/attention/linear_backward.cuh"
 #include "support/attention.hpp"
 #include "support/device.cuh"
 #include "support/tolerance.hpp"
 
 namespace chela::test {
-
-using cuda::Instructions;
-using cuda::LinearPolicy;
-using cuda::Workspace;
 
 /// A problem on the device, with room for its gradients.
 template <class T, DecayKind D>
@@ -148,21 +145,6 @@ double error_of(const Problem<T, D, RuleKind::additive>& p, const WantedGradient
   check(device.grad_initial_state, want.initial_state, tensor_core_gradient_tolerance<T>(), "grad_initial_state");
   if (D != DecayKind::none) check(device.grad_log_decay, want.log_decay, want.decay_bound(), "grad_log_decay");
   return worst;
-}
-
-inline constexpr LinearPolicy on_warps{.instructions = Instructions::warp};
-inline constexpr LinearPolicy in_segments{.segments = 3};
-inline constexpr LinearPolicy narrow{.value_tile = 64, .stages = 3, .segments = 1};
-inline constexpr LinearPolicy in_order{.segments = 1};
-
-inline Shape shape_of(Index tokens, Index key_dim, Index value_dim, Index heads = 2) {
-  return {.batch = 1,
-          .tokens = tokens,
-          .query_heads = heads,
-          .key_heads = heads,
-          .value_heads = heads,
-          .key_dim = key_dim,
-          .value_dim = value_dim};
 }
 
 template <LinearPolicy... P, class T, DecayKind D>

@@ -6,16 +6,13 @@
 
 #include <string>
 
+#include "attention/linear_policies.cuh"
 #include "chela/cuda/attention/linear.cuh"
 #include "support/attention.hpp"
 #include "support/device.cuh"
 #include "support/tolerance.hpp"
 
 namespace chela::test {
-
-using cuda::Instructions;
-using cuda::LinearPolicy;
-using cuda::Workspace;
 
 /// A problem on the device, with room for one answer.
 template <class T, DecayKind D>
@@ -66,21 +63,6 @@ double error_of(const Problem<T, D, RuleKind::additive>& p) {
   const double output = relative_error(device.o.host(), want),
                state = relative_error(device.final_state.host(), want_state);
   return output > state || output != output ? output : state;
-}
-
-inline constexpr LinearPolicy on_warps{.instructions = Instructions::warp};
-inline constexpr LinearPolicy in_segments{.segments = 3};
-inline constexpr LinearPolicy narrow{.value_tile = 64, .stages = 3, .segments = 1};
-inline constexpr LinearPolicy in_order{.segments = 1};
-
-inline Shape shape_of(Index tokens, Index key_dim, Index value_dim, Index heads = 2) {
-  return {.batch = 1,
-          .tokens = tokens,
-          .query_heads = heads,
-          .key_heads = heads,
-          .value_heads = heads,
-          .key_dim = key_dim,
-          .value_dim = value_dim};
 }
 
 TEST_CASE_TEMPLATE("any number of tokens", M, CHELA_MEMBERS) {
