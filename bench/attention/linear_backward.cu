@@ -3,10 +3,8 @@
 // larger than the second-level cache.
 #include "chela/cuda/attention/linear_backward.cuh"
 
-#include <memory>
-
+#include "attention/linear_device.cuh"
 #include "chela/reference/linear.hpp"
-#include "support/device_arrays.cuh"
 #include "support/tolerance.hpp"
 
 using namespace chela;
@@ -113,39 +111,14 @@ bool right(const Buffers<D>& b) {
 
 template <LinearPolicy P, DecayKind D>
 void linear_attention(benchmark::State& state) {
-  const Index batch = state.range(0), tokens = state.range(1), heads = state.range(2);
-  const Index key_dim = state.range(3), value_dim = state.range(4);
-  const double traffic =
-      double(batch * tokens * heads) * double(2 * (4 * key_dim + 3 * value_dim) + (D == DecayKind::per_token ? 8 : 0));
-  const int sets = int(std::clamp(3e8 / traffic, 2.0, 64.0)), launches = std::max(4, sets);
-  std::vector<std::unique_ptr<Buffers<D>>> buffers;
-  for (int i = 0; i < sets; ++i)
-    buffers.push_back(std::make_unique<Buffers<D>>(10 * i + 1, batch, tokens, heads, key_dim, value_dim));
-  const DeviceMemory scratch(cuda::workspace_bytes<P>(buffers[0]->args()));
-  require_cuda(cudaDeviceSynchronize());
-
-  const Stream stream;
-  Status status;
-  const auto launch = [&](int i) {
-    const Status s = cuda::linear_attention_backward<P>(buffers[std::size_t(i % sets)]->args(),
-                                                        {scratch.data(), scratch.bytes()}, stream);
-    if (!s.ok()) status = s;
-  };
-  launch(0);
-  stream.wait();
-  if (!status.ok()) return state.SkipWithError(status.why);
-  if (!right(*buffers[0])) return state.SkipWithError("wrong answer");
-  const double copy = device_copy_rate();
-  TimedGraph graph(stream, launches, launch);
-  const double seconds = time_launches(state, graph);
-  state.counters["share_of_copy"] = traffic / seconds / copy;
-  state.counters["copy_GB_per_s"] = copy * 1e-9;
-}
-
-void shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"B", "T", "H", "K", "V"})->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(15);
-  b->Args({8, 2048, 16, 64, 64})->Args({4, 4096, 32, 128, 128})->Args({1, 4096, 32, 128, 128});
-  b->Args({1, 131072, 4, 128, 128})->Args({1, 256, 16, 64, 64});
+  const Index key_dim = state.range(3), value_dim = state.range(4), decays = D == DecayKind::per_token ? 1 : 0;
+  time_linear<Buffers<D>>(
+      state, double(2 * (4 * key_dim + 3 * value_dim) + 8 * decays),
+      [](const auto& args) { return cuda::workspace_bytes<P>(args); },
+      [](const auto& args, cuda::Workspace workspace, cudaStream_t stream) {
+        return cuda::linear_attention_backward<P>(args, workspace, stream);
+      },
+      [](const Buffers<D>& set) { return right(set); });
 }
 
 constexpr LinearPolicy tuned{};
@@ -153,7 +126,7 @@ constexpr LinearPolicy tuned{};
 #define CHELA_BENCH(policy, decay)                               \
   BENCHMARK(linear_attention<policy, DecayKind::decay>)          \
       ->Name("linear_attention/" #policy "_" #decay "/backward") \
-      ->Apply(shapes)
+      ->Apply(linear_shapes)
 
 CHELA_BENCH(tuned, none);
 CHELA_BENCH(tuned, per_head);

@@ -73,15 +73,14 @@ auto one_token(const Tensor<double, Rank>& x) {
   return chela::detail::with_token_axis(TensorView<const double, Rank>(x.view()));
 }
 
-/// Whether a step's outputs and states are right, judged on two sequences. Takes the step.
+/// Takes a step, and judges its outputs and states on two sequences.
 template <DecayKind D, RuleKind R, AttentionForm F>
-bool right(const Buffers<D, R, F>& b, const Stream& stream, Status& status) {
+Status judge(const Buffers<D, R, F>& b, const Stream& stream) {
   const auto q = ends_of(b.q), k = ends_of(b.k), v = ends_of(b.v), g = ends_of(b.log_decay);
   const auto beta = ends_of(b.beta);
   const auto before = ends_of(b.state);
-  status = cuda::linear_attention_step(b.args(), stream);
+  if (Status s = cuda::linear_attention_step(b.args(), stream); !s.ok()) return s;
   stream.wait();
-  if (!status.ok()) return false;
   const auto o = ends_of(b.o);
   const auto after = ends_of(b.state);
   reference::LinearAttentionProblem p{.q = one_token(q),
@@ -98,10 +97,12 @@ bool right(const Buffers<D, R, F>& b, const Stream& stream, Status& status) {
   Tensor<double, 4> want(2, 1, o.extents()[1], o.extents()[2]),
       want_state(2, o.extents()[1], q.extents()[2], o.extents()[2]);
   reference::linear_attention(p, want.view(), want_state.view());
-  return test::relative_error(one_token(o), TensorView<const double, 4>(want.view())) <
-             test::tolerance<Element>(q.extents()[2]) &&
-         test::relative_error(key_major<F>(after.view()), TensorView<const double, 4>(want_state.view())) <
-             test::tolerance<StateOf<Element, F>>(q.extents()[2]);
+  const double error = test::relative_error(one_token(o), TensorView<const double, 4>(want.view())),
+               state_error =
+                   test::relative_error(key_major<F>(after.view()), TensorView<const double, 4>(want_state.view()));
+  return require(error < test::tolerance<Element>(q.extents()[2]) &&
+                     state_error < test::tolerance<StateOf<Element, F>>(q.extents()[2]),
+                 Code::bad_value, "wrong answer");
 }
 
 template <DecayKind D, RuleKind R, AttentionForm F>
@@ -109,23 +110,12 @@ void linear_attention_step(benchmark::State& state) {
   const Index batch = state.range(0), heads = state.range(1), key_dim = state.range(2), value_dim = state.range(3);
   using Set = Buffers<D, R, F>;
   const double traffic = 2.0 * sizeof(StateOf<Element, F>) * double(batch * heads * key_dim * value_dim);
-  const int sets = int(std::clamp(6e8 / traffic, 2.0, 256.0)), launches = std::max(8, sets);
-  std::vector<std::unique_ptr<Set>> buffers;
-  for (int i = 0; i < sets; ++i) buffers.push_back(std::make_unique<Set>(10 * i + 1, batch, heads, key_dim, value_dim));
-  require_cuda(cudaDeviceSynchronize());
-
   const Stream stream;
-  Status status;
-  if (!right(*buffers[0], stream, status)) return state.SkipWithError(status.ok() ? "wrong answer" : status.why);
-  const double copy = device_copy_rate();
-  TimedGraph graph(stream, launches, [&](int i) {
-    const Status s = cuda::linear_attention_step(buffers[std::size_t(i % sets)]->args(), stream);
-    if (!s.ok()) status = s;
-  });
-  if (!status.ok()) return state.SkipWithError(status.why);
-  const double seconds = time_launches(state, graph);
-  state.counters["share_of_copy"] = traffic / seconds / copy;
-  state.counters["copy_GB_per_s"] = copy * 1e-9;
+  measure_share_of_copy(
+      state, stream, traffic,
+      [&](int i) { return std::make_unique<Set>(10 * i + 1, batch, heads, key_dim, value_dim); },
+      [&](const Set& set) { return cuda::linear_attention_step(set.args(), stream); },
+      [&](const Set& set) { return judge(set, stream); });
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
