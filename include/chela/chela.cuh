@@ -4,6 +4,7 @@
 
 #include "chela/attention/linear.hpp"
 #include "chela/conv/long.hpp"
+#include "chela/conv/short.hpp"
 #include "chela/core/element.hpp"
 #include "chela/core/host_device.hpp"
 #include "chela/core/index.hpp"
@@ -16,6 +17,7 @@
 #include "chela/cuda/attention/linear_step.cuh"
 #include "chela/cuda/conv/long.cuh"
 #include "chela/cuda/conv/long_backward.cuh"
+#include "chela/cuda/conv/short.cuh"
 #include "chela/cuda/element.cuh"
 #include "chela/cuda/status.cuh"
 #include "chela/cuda/workspace.cuh"

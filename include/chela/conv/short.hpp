@@ -66,15 +66,15 @@ struct ShortConvStepArgs {
 };
 
 template <Element T>
-constexpr SequenceBatch sequences_of(const ShortConvArgs<T>& a) {
+CHELA_HOST_DEVICE constexpr SequenceBatch sequences_of(const ShortConvArgs<T>& a) {
   return {a.x.extents[0], a.x.extents[1], a.cu_seqlens};
 }
 template <Element T>
-constexpr SequenceBatch sequences_of(const ShortConvBackwardArgs<T>& a) {
+CHELA_HOST_DEVICE constexpr SequenceBatch sequences_of(const ShortConvBackwardArgs<T>& a) {
   return {a.x.extents[0], a.x.extents[1], a.cu_seqlens};
 }
 template <Element T>
-constexpr SequenceBatch sequences_of(const ShortConvStepArgs<T>& a) {
+CHELA_HOST_DEVICE constexpr SequenceBatch sequences_of(const ShortConvStepArgs<T>& a) {
   return {a.x.extents[0], 1};
 }
 
