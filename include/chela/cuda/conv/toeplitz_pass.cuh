@@ -73,15 +73,16 @@ class ToeplitzWarp {
     const int lane = int(threadIdx.x) % 32, n = lane / 4, q = lane % 4;
     const std::uint32_t lane_taps = taps + std::uint32_t(4 * ((n & 1) * copy_words + 32 * end - ((n + 1) >> 1) + q));
     const std::uint32_t row_zero = rows + std::uint32_t(128 * end);
+    const int first_full = int(lags_.first_full), end_full = int(lags_.end_full);
     for (int part = 0; part < 4; ++part) {
-      const int first = max(max(begin, int(-floor_div(part - lags_.first_full, 4))), -end_input_);
-      const int last = min(min(end, int(-floor_div(part - lags_.end_full, 4))), 2 * R - first_input_);
+      const int first = max(max(begin, (first_full - part + 3) >> 2), -end_input_);
+      const int last = min(min(end, (end_full - part + 3) >> 2), 2 * R - first_input_);
       if (first < last) add_full(part, first, last, row_zero, lane_taps);
     }
     const int first = max(int(lags_.first_operand), 4 * begin), last = min(int(lags_.end_operand), 4 * end);
     for (int operand = first; operand < last; ++operand) {
-      if (operand >= lags_.first_full && operand < lags_.end_full) {
-        operand = int(lags_.end_full) - 1;
+      if (operand >= first_full && operand < end_full) {
+        operand = end_full - 1;
         continue;
       }
       add_partial(operand, row_zero, lane_taps, taps + std::uint32_t(128 * end));
