@@ -71,27 +71,29 @@ struct ConvRows {
 
 inline constexpr int conv_channels = 8;
 
-/// Positions [first, first + 8) of a channel as a unit, elements one by one; zero where there is none.
+/// Positions [first, first + 8) of a channel as a unit, elements one by one; zero where there is none. Not unrolled
+/// further: it is rare, and would take registers from what is not.
 template <class T>
 __device__ uint4 gather_unit(const ConvRows<const T>& rows, Index first, Index channel) {
-  std::uint32_t word[4] = {};
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (rows.has(first + i, channel))
-      word[i / 2] |= std::uint32_t(reinterpret_cast<const unsigned short&>(*rows.at(first + i, channel)))
-                     << (16 * (i % 2));
-  return {word[0], word[1], word[2], word[3]};
+  std::uint64_t low = 0, high = 0;  // elements enter at the top, and the first ends at the bottom
+#pragma unroll 4
+  for (int i = 0; i < 8; ++i) {
+    std::uint64_t bits = 0;
+    if (rows.has(first + i, channel)) bits = reinterpret_cast<const unsigned short&>(*rows.at(first + i, channel));
+    low = low >> 16 | high << 48, high = high >> 16 | bits << 48;
+  }
+  return {std::uint32_t(low), std::uint32_t(low >> 32), std::uint32_t(high), std::uint32_t(high >> 32)};
 }
 
 template <class T>
 __device__ void scatter_unit(const ConvRows<T>& rows, Index first, Index channel, uint4 unit) {
-  const std::uint32_t word[4] = {unit.x, unit.y, unit.z, unit.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (rows.has(first + i, channel)) {
-      const auto bits = static_cast<unsigned short>(word[i / 2] >> (16 * (i % 2)));
-      *rows.at(first + i, channel) = reinterpret_cast<const T&>(bits);
-    }
+  std::uint64_t low = std::uint64_t(unit.y) << 32 | unit.x, high = std::uint64_t(unit.w) << 32 | unit.z;
+#pragma unroll 4
+  for (int i = 0; i < 8; ++i) {
+    const auto bits = static_cast<unsigned short>(low);
+    if (rows.has(first + i, channel)) *rows.at(first + i, channel) = reinterpret_cast<const T&>(bits);
+    low = low >> 16 | high << 48, high >>= 16;
+  }
 }
 
 /// Exchanges rows and columns of eight units of 16-bit elements.
@@ -111,12 +113,27 @@ __device__ inline void transpose_units(uint4 (&units)[8]) {
   for (int i = 0; i < 8; ++i) units[i] = {turned[i][0], turned[i][1], turned[i][2], turned[i][3]};
 }
 
-/// Brings positions [first, first + 8 units) of eight channels into shared memory, `pitch` bytes a channel; what is
-/// nowhere is zero. All threads of the block; copies are under way until they are waited for.
+/// Whether threads of all warps move what lies in shared memory for each channel; else a warp moves its own.
+template <class T>
+__device__ bool shares_channels(const ConvRows<T>& rows, Index first_channel) {
+  return rows.layout == UnitLayout::of_channels && first_channel + conv_channels <= rows.channels;
+}
+
+/// Waits for the block, or only for the warp where each moves its own.
+__device__ inline void sync(bool shares) {
+  if (shares)
+    __syncthreads();
+  else
+    __syncwarp();
+}
+
+/// Brings positions [first, first + 8 units) of eight channels, a warp each, into shared memory, `pitch` bytes a
+/// channel; what is nowhere is zero. All threads of the block; copies are under way until they are waited for.
 template <class T>
 __device__ void load_rows(const ConvRows<const T>& rows, Index first, int units, Index first_channel,
                           std::uint32_t shared, int pitch) {
-  if (rows.layout == UnitLayout::of_channels && first_channel + conv_channels <= rows.channels) {
+  if (shares_channels(rows, first_channel)) {
+    const Index stride = rows.tokens.strides[0];
     for (int u = int(threadIdx.x); u < units; u += int(blockDim.x)) {
       const Index position = first + 8 * u;
       const std::uint32_t to = shared + std::uint32_t(u * 16);
@@ -125,26 +142,28 @@ __device__ void load_rows(const ConvRows<const T>& rows, Index first, int units,
           arch::store_shared_unit(to + std::uint32_t(c * pitch), gather_unit(rows, position, first_channel + c));
         continue;
       }
+      const T* from = &rows.tokens(position, first_channel);
+      const int low = position < 0 ? 8 : 0, high = int(max(Index(0), min(Index(8), rows.end() - position)));
       uint4 unit[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const Index p = position + i;
-        unit[i] = uint4{};
-        if (p >= 0 && p < rows.end()) unit[i] = *reinterpret_cast<const uint4*>(&rows.tokens(p, first_channel));
-      }
+      for (int i = 0; i < 8; ++i)
+        unit[i] = i >= low && i < high ? *reinterpret_cast<const uint4*>(from + i * stride) : uint4{};
       transpose_units(unit);
 #pragma unroll
       for (int c = 0; c < 8; ++c) arch::store_shared_unit(to + std::uint32_t(c * pitch), unit[c]);
     }
     return;
   }
-  for (int k = int(threadIdx.x); k < units * conv_channels; k += int(blockDim.x)) {
-    const int c = k / units, u = k % units;
-    const Index position = first + 8 * u, channel = first_channel + c;
-    const std::uint32_t to = shared + std::uint32_t(c * pitch + u * 16);
-    const bool whole = position >= 0 && position + 8 <= rows.end() && channel < rows.channels;
-    if (rows.layout == UnitLayout::of_tokens && whole)
-      arch::copy_async_16(to, &rows.tokens(position, channel), true);
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const Index channel = first_channel + warp;
+  const bool whole = rows.layout == UnitLayout::of_tokens && channel < rows.channels;
+  const T* const from = whole ? &rows.tokens(first, channel) : nullptr;
+  shared += std::uint32_t(warp * pitch);
+  for (int u = lane; u < units; u += 32) {
+    const Index position = first + 8 * u;
+    const std::uint32_t to = shared + std::uint32_t(u * 16);
+    if (whole && position >= 0 && position + 8 <= rows.end())
+      arch::copy_async_16(to, from + 8 * u, true);
     else
       arch::store_shared_unit(to, rows.meets(position, 8) ? gather_unit(rows, position, channel) : uint4{});
   }
@@ -154,7 +173,8 @@ __device__ void load_rows(const ConvRows<const T>& rows, Index first, int units,
 template <class T>
 __device__ void store_rows(const ConvRows<T>& rows, Index first, int units, Index first_channel, std::uint32_t shared,
                            int pitch) {
-  if (rows.layout == UnitLayout::of_channels && first_channel + conv_channels <= rows.channels) {
+  if (shares_channels(rows, first_channel)) {
+    const Index stride = rows.tokens.strides[0];
     for (int u = int(threadIdx.x); u < units; u += int(blockDim.x)) {
       const Index position = first + 8 * u;
       if (!rows.meets(position, 8)) continue;
@@ -167,19 +187,26 @@ __device__ void store_rows(const ConvRows<T>& rows, Index first, int units, Inde
         continue;
       }
       transpose_units(unit);
+      T* const to = &rows.tokens(position, first_channel);
+      const int high = int(min(Index(8), rows.end() - position));
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (position + i < rows.end()) *reinterpret_cast<uint4*>(&rows.tokens(position + i, first_channel)) = unit[i];
+        if (i < high) *reinterpret_cast<uint4*>(to + i * stride) = unit[i];
     }
     return;
   }
-  for (int k = int(threadIdx.x); k < units * conv_channels; k += int(blockDim.x)) {
-    const int c = k / units, u = k % units;
-    const Index position = first + 8 * u, channel = first_channel + c;
-    if (channel >= rows.channels || !rows.meets(position, 8)) continue;
-    const uint4 unit = arch::load_shared_unit(shared + std::uint32_t(c * pitch + u * 16));
-    if (rows.layout == UnitLayout::of_tokens && position >= 0 && position + 8 <= rows.end())
-      *reinterpret_cast<uint4*>(&rows.tokens(position, channel)) = unit;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const Index channel = first_channel + warp;
+  if (channel >= rows.channels) return;
+  const bool whole = rows.layout == UnitLayout::of_tokens;
+  T* const to = whole ? &rows.tokens(first, channel) : nullptr;
+  shared += std::uint32_t(warp * pitch);
+  for (int u = lane; u < units; u += 32) {
+    const Index position = first + 8 * u;
+    if (!rows.meets(position, 8)) continue;
+    const uint4 unit = arch::load_shared_unit(shared + std::uint32_t(u * 16));
+    if (whole && position >= 0 && position + 8 <= rows.end())
+      *reinterpret_cast<uint4*>(to + 8 * u) = unit;
     else
       scatter_unit(rows, position, channel, unit);
   }

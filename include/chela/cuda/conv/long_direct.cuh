@@ -81,10 +81,12 @@ struct DirectProducts {
   static int warp_tiles(const DirectPass<T>& pass) {
     return pass.sequences.tokens + pass.history > 512 ? 8 : pass.sequences.tokens + pass.history > 256 ? 4 : 2;
   }
+  /// In slabs of about as many lags as a warp has outputs.
   static ToeplitzLags lags(const DirectPass<T>& pass) {
-    const Index groups =
-        ToeplitzLags(pass.least, pass.most, 1).end_group - ToeplitzLags(pass.least, pass.most, 1).first_group;
-    return {pass.least, pass.most, int(std::min<Index>(groups, 2 * warp_tiles(pass)))};
+    const ToeplitzLags one(pass.least, pass.most, 1);
+    const Index groups = one.end_group - one.first_group, each = 2 * warp_tiles(pass);
+    const Index slabs = std::max<Index>((groups + each / 2) / each, 1);
+    return {pass.least, pass.most, int(ceil_div(groups, slabs))};
   }
   static std::size_t kernel_bytes(const DirectPass<T>& pass) { return lags(pass).bytes(pass.channels); }
 

@@ -2,9 +2,9 @@
 // Convolutions as products of the rows of X with Toeplitz blocks (cuda/conv/toeplitz_taps.cuh), on tensor cores.
 //
 // A warp has 128 R outputs of one channel: R tiles of 16 rows a by 8 columns c. Their inputs, and the taps of a slab of
-// lags, are in shared memory; eight rows of X are an 8x8 matrix that loads without a conflict from any row on. For
-// blocks m that are eight apart the matrices of one tile are those of the tile before, half a tile on, so that each is
-// loaded once and then wanders through the tiles.
+// lags, are in shared memory; eight rows of X are an 8x8 matrix that loads without a conflict from any row on. At
+// operands that are eight apart (128 lags) the inputs of one tile are those of the tile before, so that each is loaded
+// once and then wanders through the tiles.
 //
 // An operand that the kernel does not fill has zeros for taps. A product with zero leaves the sum's bits as they are,
 // however large the input (measured over all exponents, H100), unless it is infinite or NaN: there such inputs are taken
@@ -29,29 +29,26 @@ struct ToeplitzCall {
 inline constexpr int toeplitz_threads = 32 * conv_channels;
 
 /// What shared memory holds of a channel, in bytes: two copies of a slab's taps, whose words share no banks, and groups
-/// of 64 inputs behind one that is only ever read past.
+/// of 64 inputs.
 struct ToeplitzShared {
   int slab = 1, tiles = 1;
 
   CHELA_HOST_DEVICE constexpr int copy_words() const { return 32 * slab + 16; }
   CHELA_HOST_DEVICE constexpr int taps_pitch() const { return 2 * copy_words() * 4; }
   CHELA_HOST_DEVICE constexpr int groups() const { return slab + 2 * tiles; }
-  CHELA_HOST_DEVICE constexpr int rows_pitch() const { return (groups() + 1) * 128; }
+  CHELA_HOST_DEVICE constexpr int rows_pitch() const { return groups() * 128; }
   CHELA_HOST_DEVICE constexpr int bytes() const { return conv_channels * (taps_pitch() + rows_pitch()); }
 };
 
-/// Copies the taps of the slab that ends before group `end`.
-__device__ inline void load_slab_taps(const ToeplitzTaps& taps, const ToeplitzLags& lags, Index end,
-                                      Index first_channel, Index channels, std::uint32_t shared,
-                                      const ToeplitzShared& plan) {
-  const int units = 8 * lags.slab + 1;
-  const Index words = lags.words(), first_word = 32 * (lags.end_group - end);
-  for (int k = int(threadIdx.x); k < 2 * conv_channels * units; k += toeplitz_threads) {
-    const int row = k / units, unit = k % units;
-    const bool valid = first_channel + row / 2 < channels;
-    const std::uint32_t* from = taps.words + (valid ? 2 * first_channel + row : 0) * words + first_word + 4 * unit;
-    arch::copy_async_16(shared + std::uint32_t(row * plan.copy_words() * 4 + unit * 16), from, valid);
-  }
+/// Copies this warp's channel's taps of the slab that ends before group `end`.
+__device__ inline void load_slab_taps(const ToeplitzTaps& taps, const ToeplitzLags& lags, Index end, Index channel,
+                                      std::uint32_t shared, const ToeplitzShared& plan) {
+  const int units = 8 * lags.slab + 1, lane = int(threadIdx.x) % 32;
+  const std::uint32_t* from = taps.words + 2 * channel * lags.words() + 32 * (lags.end_group - end) + 4 * lane;
+  shared += std::uint32_t(16 * lane);
+  for (int copy = 0; copy < 2; ++copy, from += lags.words(), shared += std::uint32_t(4 * plan.copy_words()))
+    for (int unit = lane; unit < units; unit += 32)
+      arch::copy_async_16(shared + std::uint32_t(16 * (unit - lane)), from + 4 * (unit - lane), true);
 }
 
 /// Halves of a word that are infinite or NaN, as ones.
@@ -73,10 +70,10 @@ class ToeplitzWarp {
     const int lane = int(threadIdx.x) % 32, n = lane / 4, q = lane % 4;
     const std::uint32_t lane_taps = taps + std::uint32_t(4 * ((n & 1) * copy_words + 32 * end - ((n + 1) >> 1) + q));
     const std::uint32_t row_zero = rows + std::uint32_t(128 * end);
-    const int first_full = int(lags_.first_full), end_full = int(lags_.end_full);
-    for (int part = 0; part < 4; ++part) {
-      const int first = max(max(begin, (first_full - part + 3) >> 2), -end_input_);
-      const int last = min(min(end, (end_full - part + 3) >> 2), 2 * R - first_input_);
+    const int first_full = max(int(lags_.first_full), 4 * begin), end_full = min(int(lags_.end_full), 4 * end);
+    for (int part = 0; part < 8; ++part) {
+      const int first = max((first_full - part + 7) >> 3, -((end_input_ + 1) >> 1));
+      const int last = min((end_full - part + 7) >> 3, R - (first_input_ >> 1));
       if (first < last) add_full(part, first, last, row_zero, lane_taps);
     }
     const int first = max(int(lags_.first_operand), 4 * begin), last = min(int(lags_.end_operand), 4 * end);
@@ -93,6 +90,7 @@ class ToeplitzWarp {
   __device__ void add_skip(float skip, std::uint32_t row_zero) {
 #pragma unroll
     for (int i = 0; i < 2 * R; ++i) {
+      if (i < first_input_ || i >= end_input_) continue;
       const float2 x = arch::unpack<T>(arch::load_shared_word(own_word(row_zero, i)));
       sums_[i / 2][i % 2 * 2] += skip * x.x, sums_[i / 2][i % 2 * 2 + 1] += skip * x.y;
     }
@@ -112,53 +110,41 @@ class ToeplitzWarp {
     return row_zero + std::uint32_t(half_tile * 128 + int(threadIdx.x) % 32 * 4);
   }
 
-  /// Whether a tile meets any input at group `lag` of lags.
-  __device__ bool meets(int tile, int lag) const {
-    return tile >= (first_input_ + lag) >> 1 && tile <= (end_input_ + lag) >> 1 && tile < end_tile_;
+  /// The tiles that meet any input at operands of group `lag` of 128 lags, as bits.
+  __device__ unsigned meeting_tiles(int lag) const {
+    const int first = max(0, (first_input_ >> 1) + lag), end = min(end_tile_, ((end_input_ + 1) >> 1) + lag + 1);
+    return first < end ? ((1u << end) - 1) & ~((1u << first) - 1) : 0u;
   }
 
-  /// Operands 4 j + part for j in [first, last): all of their taps are the kernel's.
+  /// Operands 8 j + part for j in [first, last): all of their taps are the kernel's.
   __device__ void add_full(int part, int first, int last, std::uint32_t row_zero, std::uint32_t lane_taps) {
-    constexpr int window = 2 * R;
     const int lane = int(threadIdx.x) % 32;
-    // Of two groups the matrices for the operand's first and second block.
     const std::uint32_t lane_row =
-        row_zero + std::uint32_t(16 * (lane / 16 * 8 - 2 * part - lane / 8 % 2 + lane % 8 - 8 * first));
-    const std::uint32_t lane_next = lane_row - std::uint32_t(lane / 16 * 256);  // groups in descending order
-    std::uint32_t a[window][2];
+        row_zero + std::uint32_t(16 * (lane / 8 % 2 * 8 - lane / 16 + lane % 8 - 2 * part - 16 * first));
+    std::uint32_t a[R][4];  // tile i's for j in place i - j, and that modulo R
 #pragma unroll
-    for (int g = 0; g < window; g += 2) {
-      std::uint32_t m[4];
-      arch::load_matrices(m, lane_row + std::uint32_t(g * 128));
-      a[g][0] = m[0], a[g][1] = m[1], a[g + 1][0] = m[2], a[g + 1][1] = m[3];
-    }
-    std::uint32_t tap = lane_taps - std::uint32_t(4 * (32 * first + 8 * part)), row = lane_next;
-    for (int j0 = first; j0 < last; j0 += window, tap -= window * 128, row -= window * 128) {
-      std::uint32_t next[2] = {};
+    for (int i = 0; i < R; ++i) arch::load_matrices(a[i], lane_row + std::uint32_t(i * 256));
+    std::uint32_t tap = lane_taps - std::uint32_t(32 * (8 * first + part)), row = lane_row;
+    std::uint32_t b[2] = {arch::load_shared_word(tap), arch::load_shared_word(tap - 16)};
+    for (int j0 = first; j0 < last; j0 += R, tap -= R * 256, row -= R * 256)
 #pragma unroll
-      for (int u = 0; u < window; ++u) {
+      for (int u = 0; u < R; ++u) {
         const int j = j0 + u;
         if (j >= last) break;
-        const std::uint32_t b0 = arch::load_shared_word(tap - std::uint32_t(u * 128));
-        const std::uint32_t b1 = arch::load_shared_word(tap - std::uint32_t(u * 128 + 16));
+        const unsigned tiles = meeting_tiles(j);
+        const std::uint32_t b0 = b[0], b1 = b[1];
+        const auto multiply = [&](int i) {
+          if (tiles & (1u << i)) arch::multiply_add<T>(sums_[i], a[(i - u + R) % R], b0, b1);
+        };
+        multiply(R - 1);
+        if (j + 1 < last) {
+          arch::load_matrices(a[R - 1 - u], row - std::uint32_t((u + 1) * 256));
+          b[0] = arch::load_shared_word(tap - std::uint32_t((u + 1) * 256));
+          b[1] = arch::load_shared_word(tap - std::uint32_t((u + 1) * 256 + 16));
+        }
 #pragma unroll
-        for (int i = 0; i < R; ++i) {
-          const auto& low = a[(2 * i - u + window) % window];
-          const auto& high = a[(2 * i + 1 - u + window) % window];
-          if (meets(i, j)) arch::multiply_add<T>(sums_[i], {low[0], high[0], low[1], high[1]}, b0, b1);
-        }
-        auto& wanders_in = a[(window - 1 - u) % window];
-        if (u % 2 == 0) {
-          std::uint32_t m[4];
-          if (j + 1 < last) {
-            arch::load_matrices(m, row - std::uint32_t((u + 1) * 128));
-            wanders_in[0] = m[0], wanders_in[1] = m[1], next[0] = m[2], next[1] = m[3];
-          }
-        } else {
-          wanders_in[0] = next[0], wanders_in[1] = next[1];
-        }
+        for (int i = R - 2; i >= 0; --i) multiply(i);
       }
-    }
   }
 
   /// One operand with taps of zero where the kernel has none.
@@ -168,9 +154,10 @@ class ToeplitzWarp {
         row_zero + std::uint32_t(16 * (lane / 8 % 2 * 8 - lane / 16 + lane % 8 - 2 * operand));
     const std::uint32_t tap = lane_taps - std::uint32_t(32 * operand);
     const std::uint32_t b0 = arch::load_shared_word(tap), b1 = arch::load_shared_word(tap - 16);
+    const unsigned tiles = meeting_tiles(operand >> 3);
 #pragma unroll
     for (int i = 0; i < R; ++i) {
-      if (!meets(i, operand >> 2)) continue;
+      if (!(tiles & (1u << i))) continue;
       std::uint32_t a[4], infinite = 0;
       arch::load_matrices(a, lane_row + std::uint32_t(i * 256));
 #pragma unroll
@@ -223,39 +210,43 @@ __global__ void __launch_bounds__(toeplitz_threads, R > 4 ? 2 : 3)
   const int warp = int(threadIdx.x) / 32;
   const std::uint32_t all_taps = arch::shared_address(shared), all_rows = all_taps + conv_channels * plan.taps_pitch();
   const std::uint32_t taps = all_taps + std::uint32_t(warp * plan.taps_pitch());
-  const std::uint32_t rows = all_rows + std::uint32_t(128 + warp * plan.rows_pitch());
+  const std::uint32_t rows = all_rows + std::uint32_t(warp * plan.rows_pitch());
   const bool exists = channel < call.channels;
-  const float scale = exists ? call.taps.scales[4 * channel] : 0,
-              factor = exists ? call.taps.scales[4 * channel + 1] : 0;
-  const float skip = exists && call.skip.present() ? scale * call.skip(channel) : 0;
 
   Index loaded = lags.end_group;  // the slab of taps in shared memory: none
   const Index first_number = blockIdx.x / groups * call.tiles_each;
   for (Index number = first_number; number < min(first_number + call.tiles_each, call.tiles.size()); ++number) {
     const SequenceTile tile = call.tiles[number];
-    const ConvRows<const T> x(call.x, tile.sequence, tile.rows);
-    const ConvRows<T> y(call.y, tile.sequence, tile.rows);
-    if (tile.rows.count == 0 || !y.meets(tile.first, 128 * R)) continue;
+    const auto x_rows = [&] { return ConvRows<const T>(call.x, tile.sequence, tile.rows); };
+    const auto y_rows = [&] { return ConvRows<T>(call.y, tile.sequence, tile.rows); };
+    if (tile.rows.count == 0 || !y_rows().meets(tile.first, 128 * R)) continue;
+    const bool shares = shares_channels(x_rows(), first_channel) || shares_channels(y_rows(), first_channel);
     const auto groups_to = [&](Index position) { return int(floor_div(position - tile.first, 64)); };
-    const int first_input = groups_to(x.begin()), end_input = groups_to(x.end() + 63);
-    ToeplitzWarp<T, R> outputs(lags, first_input, end_input, int(min(Index(R), ceil_div(y.end() - tile.first, 128))));
-    for (Index begin = lags.first_group; begin < lags.end_group; begin += lags.slab) {
-      const Index end = begin + lags.slab;
+    const int first_input = groups_to(x_rows().begin()), end_input = groups_to(x_rows().end() + 63);
+    const int end_tile = int(min(Index(R), ceil_div(y_rows().end() - tile.first, 128)));
+    ToeplitzWarp<T, R> outputs(lags, first_input, end_input, end_tile);
+    for (int begin = int(lags.first_group); begin < int(lags.end_group); begin += lags.slab) {
+      const int end = begin + lags.slab;
       if (2 * R - begin <= first_input || -end >= end_input) continue;
-      __syncthreads();
-      load_rows(x, tile.first - 64 * end, 8 * plan.groups(), first_channel, all_rows + 128, plan.rows_pitch());
-      if (loaded != begin) load_slab_taps(call.taps, lags, end, first_channel, call.channels, all_taps, plan);
+      sync(shares);
+      // A tile that meets inputs reads up to three groups of zeros before and behind them.
+      const int first = max(-end, first_input - 3), last = min(2 * R - begin, end_input + 3);
+      load_rows(x_rows(), tile.first + 64 * first, 8 * (last - first), first_channel,
+                all_rows + std::uint32_t(128 * (first + end)), plan.rows_pitch());
+      if (loaded != begin && exists) load_slab_taps(call.taps, lags, end, channel, taps, plan);
       loaded = begin;
       arch::commit_copies();
       arch::wait_copies<0>();
-      __syncthreads();
-      outputs.add(int(begin), int(end), rows, taps, plan.copy_words());
-      if (call.skip.present() && begin <= 0 && end > 0) outputs.add_skip(skip, rows + std::uint32_t(128 * end));
+      sync(shares);
+      outputs.add(begin, end, rows, taps, plan.copy_words());
+      if (call.skip.present() && begin <= 0 && end > 0)
+        outputs.add_skip(exists ? call.taps.scales[4 * channel] * call.skip(channel) : 0,
+                         rows + std::uint32_t(128 * end));
     }
-    __syncthreads();
-    outputs.store(factor, rows);
-    __syncthreads();
-    store_rows(y, tile.first, 16 * R, first_channel, all_rows + 128, plan.rows_pitch());
+    __syncwarp();
+    outputs.store(exists ? call.taps.scales[4 * channel + 1] : 0, rows);
+    sync(shares);
+    store_rows(y_rows(), tile.first, 16 * end_tile, first_channel, all_rows, plan.rows_pitch());
   }
 }
 

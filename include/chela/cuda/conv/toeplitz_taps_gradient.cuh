@@ -44,25 +44,19 @@ class TapsGradientWarp {
     }
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
-      // Matrices of groups of eight rows, from three before the first on: slot g + 3, for blocks 2 part and the next.
-      std::uint32_t a[12][2];
+      // Rows of two groups of eight, from three groups before the first on, for blocks 2 part and the next. Blocks eight
+      // further on meet them one group later.
+      std::uint32_t a[10][4];
       const std::uint32_t lane_row =
           x + std::uint32_t(16 * (32 + lane / 16 * 8 - lane / 8 % 2 + lane % 8 - 2 * part - 24));
-      const auto load = [&](int slot) {
-        std::uint32_t m[4];
-        arch::load_matrices_transposed(m, lane_row + std::uint32_t(slot * 128));
-        a[slot][0] = m[0], a[slot][1] = m[1], a[slot + 1][0] = m[2], a[slot + 1][1] = m[3];
-      };
-      load(0), load(2);
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        load(2 * step + 4);
+      for (int step = -1; step < 4; ++step) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const auto& low = a[2 * step - j + 3];
-          const auto& high = a[2 * step + 1 - j + 3];
-          arch::multiply_add<T>(sums_[part][j], {low[0], low[1], high[0], high[1]}, b[step][0], b[step][1]);
-        }
+        for (int g = 2 * step + 2; g < 2 * step + 4; ++g)
+          arch::load_matrices_transposed(a[g], lane_row + std::uint32_t(g * 128));
+#pragma unroll
+        for (int j = 0; step >= 0 && j < 4; ++j)
+          arch::multiply_add<T>(sums_[part][j], a[2 * step + 3 - j], b[step][0], b[step][1]);
       }
     }
   }
@@ -111,16 +105,17 @@ __global__ void __launch_bounds__(TapsGradientTile::threads, 2)
   const Index each = ceil_div(call.sequences.size(), call.runs);
   for (Index i = run * each; i < min((run + 1) * each, call.sequences.size()); ++i) {
     const Sequence tokens = sequence_inside(call.sequences, i);
-    const ConvRows<const T> x(call.x, i, tokens), grad_y(call.grad_y, i, tokens);
     for (Index first = 0; first < tokens.count; first += 8 * Tile::grad_units) {
       const Index first_x = first - 8 * (first_block + Tile::blocks);
+      const ConvRows<const T> x(call.x, i, tokens), grad_y(call.grad_y, i, tokens);
+      const bool shares = shares_channels(x, first_channel) || shares_channels(grad_y, first_channel);
       if (!x.meets(first_x, 8 * Tile::x_units)) continue;
-      __syncthreads();
+      sync(shares);
       load_rows(grad_y, first, Tile::grad_units, first_channel, grads, Tile::grad_pitch);
       load_rows(x, first_x, Tile::x_units, first_channel, xs, Tile::x_pitch);
       arch::commit_copies();
       arch::wait_copies<0>();
-      __syncthreads();
+      sync(shares);
       sums.add(xs + std::uint32_t(warp * Tile::x_pitch), grads + std::uint32_t(warp * Tile::grad_pitch));
     }
   }
