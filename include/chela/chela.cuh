@@ -3,6 +3,7 @@
 // Eigen.
 
 #include "chela/attention/linear.hpp"
+#include "chela/conv/kernels.hpp"
 #include "chela/conv/long.hpp"
 #include "chela/core/element.hpp"
 #include "chela/core/host_device.hpp"
@@ -14,6 +15,7 @@
 #include "chela/cuda/attention/linear.cuh"
 #include "chela/cuda/attention/linear_backward.cuh"
 #include "chela/cuda/attention/linear_step.cuh"
+#include "chela/cuda/conv/kernels.cuh"
 #include "chela/cuda/conv/long.cuh"
 #include "chela/cuda/conv/long_backward.cuh"
 #include "chela/cuda/element.cuh"
