@@ -3,6 +3,7 @@
 // Eigen.
 
 #include "chela/attention/linear.hpp"
+#include "chela/conv/kernels.hpp"
 #include "chela/conv/long.hpp"
 #include "chela/conv/short.hpp"
 #include "chela/core/element.hpp"
@@ -15,6 +16,7 @@
 #include "chela/cuda/attention/linear.cuh"
 #include "chela/cuda/attention/linear_backward.cuh"
 #include "chela/cuda/attention/linear_step.cuh"
+#include "chela/cuda/conv/kernels.cuh"
 #include "chela/cuda/conv/long.cuh"
 #include "chela/cuda/conv/long_backward.cuh"
 #include "chela/cuda/conv/short.cuh"

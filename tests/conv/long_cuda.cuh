@@ -27,6 +27,7 @@ struct LongCase {
   Layout layout = Layout::channels_last;
   std::vector<Index> lengths = {};  ///< of packed sequences: then batch is 1, and tokens their sum
   bool in_place = false;            ///< the final state takes the initial state's memory
+  std::vector<Index> offsets = {};  ///< given to the operator in place of those that belong to the lengths
 
   Index sequences() const { return lengths.empty() ? batch : Index(lengths.size()); }
   LongShape shape() const { return {batch, tokens, channels, taps, back_taps, state, skip}; }
@@ -98,6 +99,7 @@ struct LongGradientOutputs {
 inline DeviceTensor<Index, 1> device_offsets(const LongCase& c) {
   Tensor<Index, 1> offsets(c.sequences() + 1);
   for (Index i = 0; i < c.sequences(); ++i) offsets(i + 1) = offsets(i) + (c.lengths.empty() ? 0 : c.sequence(i).count);
+  std::copy(c.offsets.begin(), c.offsets.end(), offsets.begin());
   return DeviceTensor<Index, 1>(offsets);
 }
 
@@ -137,8 +139,10 @@ LongOutputs<T> long_conv_on_device(const LongInputs<T>& in) {
   return {y.host(), c.in_place ? state.host() : final_state.host()};
 }
 
-template <LongConvPolicy P, class T>
-LongGradientOutputs<T> long_conv_backward_on_device(const LongInputs<T>& in) {
+/// `change` may change the arguments.
+template <LongConvPolicy P, class T, class Change = void (*)(LongConvBackwardArgs<T>&)>
+LongGradientOutputs<T> long_conv_backward_on_device(
+    const LongInputs<T>& in, Change change = [](auto&) {}) {
   const LongCase& c = in.c;
   const DeviceRows<T> x(in.p.x, c.layout), state(in.p.state, c.layout), grad_y(in.p.grad_y, c.layout),
       grad_final_state(in.grad_final_state, c.layout), grad_x(nan_tensor<T>(c.batch, c.tokens, c.channels), c.layout),
@@ -154,6 +158,7 @@ LongGradientOutputs<T> long_conv_backward_on_device(const LongInputs<T>& in) {
   if (c.state) a.initial_state = state.view(), a.grad_final_state = grad_final_state.view();
   if (c.state) a.grad_initial_state = grad_state.view();
   if (!c.lengths.empty()) a.cu_seqlens = offsets.view();
+  change(a);
   const DeviceTensor<char, 1> scratch(Tensor<char, 1>({Index(cuda::workspace_bytes<P>(a))}, char(0xff)));
   const Stream stream;
   const Status status =
