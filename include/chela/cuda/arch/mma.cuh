@@ -2,6 +2,7 @@
 // Products of one warp (sm_80): d [16, 8] += a [16, 16] b [16, 8] of 16-bit elements, or a [16, 8] b [8, 8] of floats,
 // summed in float.
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -28,6 +29,29 @@ __device__ inline void multiply_add(float* d, const std::uint32_t (&a)[4], std::
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+/// As multiply_add of __half, summed in __half from zero: d's pairs are those of d above, so that d is at once a pair of
+/// registers of a, and b of the transposed product. Left to the compiler to move.
+__device__ inline void multiply_halves(std::uint32_t (&d)[2], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %8};"
+      : "=r"(d[0]), "=r"(d[1])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "r"(0));
+}
+
+/// The same, added to d.
+__device__ inline void multiply_add_halves(std::uint32_t (&d)[2], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+      : "+r"(d[0]), "+r"(d[1])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+/// As multiply_add of __half. Left to the compiler to move.
+__device__ inline void multiply_add_halves(float (&d)[4], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
 /// d [16, 8] += a [16, 8] b [8, 8] of floats, each cut to 10 bits behind the point. With g = lane / 4 and c = lane % 4,

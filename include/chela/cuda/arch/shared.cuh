@@ -19,6 +19,13 @@ __device__ constexpr int swizzled(int row, int unit) {
   return (unit >> 3) * (Rows * 128) + row * 128 + (((unit & 7) ^ (row & 7)) << 4);
 }
 
+/// A barrier among `Threads` threads of the block, whole warps, that have the same `barrier` of 16. The barrier of
+/// __syncthreads is 0.
+template <int Threads>
+__device__ inline void sync_threads(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(Threads) : "memory");
+}
+
 /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. In register m, lane l
 /// has elements (l / 4, 2 (l % 4)) and the next one of matrix m.
 __device__ inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t address) {
@@ -60,6 +67,11 @@ __device__ inline void store_matrices_transposed(std::uint32_t address, std::uin
 /// aligned.
 __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
+/// The first `bytes` of 16, up to all of them, and zeros for the rest.
+__device__ inline void copy_async_first_bytes(std::uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 /// As copy_async_16 for 4 bytes.

@@ -11,6 +11,7 @@
 // LongConvPolicy{.method = LongConvMethod::direct} chooses the direct sums at any size.
 #include <cuda_runtime.h>
 
+#include "chela/cuda/conv/long_half_transform.cuh"
 #include "chela/cuda/conv/long_states.cuh"
 #include "chela/cuda/conv/long_strategy.cuh"
 #include "chela/cuda/device.cuh"
@@ -97,8 +98,8 @@ std::size_t workspace_bytes_with_kernel(const LongConvArgs<T>& args) {
   return detail::scratch_bytes_of_long_conv<P, T>(args);
 }
 
-/// Queues the preparation of the taps. The kernel serves every later call with these taps and the same policy, sizes,
-/// strides and arguments present.
+/// Queues the preparation of the taps and the skip. The kernel serves every later call with these and the same policy,
+/// sizes, strides and arguments present.
 template <LongConvPolicy P = LongConvPolicy{}, Element T>
 Status prepare_kernel(const LongConvArgs<T>& args, PreparedKernel kernel, cudaStream_t stream) {
   return detail::prepare_long_conv_kernel<P, T>(args, kernel, stream);

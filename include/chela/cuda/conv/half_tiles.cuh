@@ -1,0 +1,88 @@
+#pragma once
+// Rows of 16-bit tokens times a kernel's spectrum where neighbouring channels lie next to each other: a block brings in
+// the rows of eight channels, whose elements share units of 16 bytes, and turns them on the way to shared memory and back.
+#include "chela/cuda/conv/half_convolution.cuh"
+
+namespace chela::cuda::detail {
+
+/// The bytes of one staged row, tokens or results.
+template <class Row>
+inline constexpr int staged_row_bytes = [] {
+  constexpr int in = StagedInput<Row::residues>::bytes, out = StagedOutput<Row::residues>::bytes;
+  return in > out ? in : out;
+}();
+template <class Row>
+inline constexpr int tile_threads = Row::threads* Row::rows_at_once;
+template <class Row>
+inline constexpr int tile_bytes = Row::rows_of_tile* staged_row_bytes<Row> + Row::rows_at_once* Row::work_bytes;
+
+/// Whether tiles are worth their memory: blocks of more have too few warps.
+template <class Row>
+inline constexpr bool has_tiles = tile_bytes<Row> <= 200 * 1024;
+
+/// Calls f(m, at) for pairs of tokens 2 m, 2 m + 1, at(c) being the staged word of channel c.
+template <class Layout, class Row, class F>
+__device__ __forceinline__ void for_token_pairs(char* tile, const F& f) {
+#pragma unroll 4
+  for (int m = int(threadIdx.x); m < Row::points / 2; m += tile_threads<Row>) {
+    char* const first = tile + Layout::point(2 * m);
+    f(2 * m,
+      [&](int c) -> std::uint32_t& { return *reinterpret_cast<std::uint32_t*>(first + c * staged_row_bytes<Row>); });
+  }
+}
+
+/// x and y are rows whose token_stride is that of neighbouring tokens, channels being neighbours.
+template <class T>
+struct HalfTileCall {
+  HalfConvolutionCall<T> rows = {};
+  Index x_token_stride = 0, y_token_stride = 0;
+};
+
+template <class Row, class T, bool Conjugate>
+__global__ void __launch_bounds__(tile_threads<Row>, tile_bytes<Row> <= 112 * 1024 ? 2 : 1)
+    half_tile_kernel(const __grid_constant__ HalfTileCall<T> call) {
+  extern __shared__ uint4 shared[];
+  constexpr int channels = Row::rows_of_tile;
+  static_assert(channels == 8, "a unit of 16 bytes has eight channels");
+  char* const tile = reinterpret_cast<char*>(shared);
+  const int tiles = call.rows.channels / channels;
+  const int batch = int(blockIdx.x) / tiles, first_channel = channels * (int(blockIdx.x) - batch * tiles);
+
+  const T* const from = call.rows.x.row(batch, first_channel);
+  const int tokens = call.rows.x.tokens;
+  for_token_pairs<StagedInput<Row::residues>, Row>(tile, [&](int t, const auto& at) {
+    const auto load = [&](int token) {
+      return token < tokens ? __ldcs(reinterpret_cast<const uint4*>(from + token * call.x_token_stride)) : uint4{};
+    };
+    const uint4 a = load(t), b = load(t + 1);
+    const auto put = [&](int c, std::uint32_t x, std::uint32_t y) {
+      at(c) = __byte_perm(x, y, 0x5410), at(c + 1) = __byte_perm(x, y, 0x7632);
+    };
+    put(0, a.x, b.x), put(2, a.y, b.y), put(4, a.z, b.z), put(6, a.w, b.w);
+  });
+  __syncthreads();
+
+  const int group = int(threadIdx.x) / Row::threads, warp = int(threadIdx.x) % Row::threads / 32;
+  Row row(tile + channels * staged_row_bytes<Row> + group * Row::work_bytes, warp, int(threadIdx.x) % 32, 1 + group);
+#pragma unroll 1
+  for (int c = group; c < channels; c += Row::rows_at_once) {
+    char* const staged = tile + c * staged_row_bytes<Row>;
+    RowResults<T, Row::own> results, unused;
+    convolve_row<Conjugate, false, RowWay::tile>(row, call.rows, batch, first_channel + c, staged, results, unused);
+    put_row<RowWay::tile>(row, results, call.rows.y, batch, first_channel + c, staged);
+  }
+  __syncthreads();
+
+  T* const to = call.rows.y.row(batch, first_channel);
+  for_token_pairs<StagedOutput<Row::residues>, Row>(tile, [&](int t, const auto& at) {
+    const auto first = [&](int c) { return __byte_perm(at(c), at(c + 1), 0x5410); };
+    const auto second = [&](int c) { return __byte_perm(at(c), at(c + 1), 0x7632); };
+    const auto store = [&](int token, uint4 unit) {
+      if (token < tokens) __stcs(reinterpret_cast<uint4*>(to + token * call.y_token_stride), unit);
+    };
+    store(t, {first(0), first(2), first(4), first(6)});
+    store(t + 1, {second(0), second(2), second(4), second(6)});
+  });
+}
+
+}  // namespace chela::cuda::detail
