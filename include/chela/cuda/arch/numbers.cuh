@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "chela/core/host_device.hpp"
+
 namespace chela::cuda::arch {
 
 /// Two floats rounded to T, the first in the low half.
@@ -27,6 +29,17 @@ __device__ inline float2 unpack(std::uint32_t word) {
   } else {
     return __half22float2(reinterpret_cast<const __half2&>(word));
   }
+}
+
+/// The bits of x in reverse order.
+CHELA_HOST_DEVICE inline unsigned reversed_bits(unsigned x) {
+#if defined(__CUDA_ARCH__)
+  return __brev(x);
+#else
+  unsigned y = 0;
+  for (int i = 0; i < 32; ++i) y |= (x >> i & 1u) << (31 - i);
+  return y;
+#endif
 }
 
 /// 2^x to 2 units in the last place; results under 2^-126 are zero.
