@@ -4,6 +4,7 @@
 #include <concepts>
 
 #include "chela/conv/long.hpp"
+#include "chela/cuda/conv/float_transform.cuh"
 #include "chela/cuda/conv/long_direct.cuh"
 #include "chela/cuda/workspace.cuh"
 
@@ -40,7 +41,7 @@ struct LongConvStrategies {};
 /// The transforms for elements T, in the order in which they are asked.
 template <class T>
 struct LongConvTransforms {
-  using List = LongConvStrategies<T>;
+  using List = LongConvStrategies<T, FloatTransformLongConv<T>>;
 };
 
 template <class T, class Args, class F>

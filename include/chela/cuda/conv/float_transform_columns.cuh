@@ -1,0 +1,87 @@
+#pragma once
+// The outermost pass of transforms longer than a thread block's rows, through memory: one thread computes a tree (or
+// three) over points that lie a whole row apart. With a single column it is a conversion: from tensors of any strides
+// and element type to points, and back.
+#include <concepts>
+
+#include "chela/cuda/conv/float_transform_ends.cuh"
+#include "chela/cuda/device.cuh"
+
+namespace chela::cuda::detail {
+
+/// Points lie as [channel, sequence, column, point], channels counted within the group of a call.
+template <class T>
+struct FloatColumnsCall {
+  RealRows<T> rows = {};
+  std::conditional_t<std::is_const_v<T>, float2*, const float2*> points = nullptr;
+  ServedSequences sequences = {};
+  Index first_channel = 0, channels = 0;
+  Index sequences_between = 1;  ///< of points, from one channel to the next
+  int row_points = 0;
+  int channel_lanes = 1;  ///< neighbouring threads that have neighbouring channels, so that they meet whole sectors
+
+  constexpr Index groups() const { return ceil_div(channels, channel_lanes); }
+};
+
+inline constexpr int column_threads = 128;
+
+/// Rows to points if T is const, points to rows otherwise.
+template <int Columns, class T>
+__global__ void __launch_bounds__(column_threads)
+    float_transform_columns_kernel(const __grid_constant__ FloatColumnsCall<T> call) {
+  constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd;
+  const int lanes = call.channel_lanes, step = column_threads / lanes, n = call.row_points, tiles = n / step;
+  const int j = int(blockIdx.x % unsigned(tiles)) * step + int(threadIdx.x) / lanes;
+  const Index rest = blockIdx.x / unsigned(tiles), sequence = rest / call.groups();
+  const Index channel = rest % call.groups() * lanes + int(threadIdx.x) % lanes;
+  if (channel >= call.channels) return;
+  const Sequence tokens = sequence_inside(call.sequences.all, sequence);
+  if (!call.sequences.has(tokens)) return;
+  const RealRow<T> row(call.rows, tokens, sequence, call.first_channel + channel, n * Columns);
+  auto* points = call.points + (channel * call.sequences_between + sequence) * Columns * n + j;
+  float2 x[Columns];
+  if constexpr (std::is_const_v<T>) {
+    for_constants<Columns>([&](auto e) { x[e] = row.load(j + e * n); });
+    forward_root<odd, tree>(x);
+    for_constants<Columns>([&](auto e) { points[Index(e) * n] = x[e]; });
+  } else {
+    for_constants<Columns>([&](auto e) { x[e] = points[Index(e) * n]; });
+    const float place = float(j) / float(n);
+    inverse_root<odd, tree>(x, place);
+    turn_outputs(x, place, [&](int e, float2 point) { row.store(j + e * n, point); });
+  }
+}
+
+template <class T>
+Status transform_columns(const FloatColumnsCall<T>& call, int columns, cudaStream_t stream) {
+  const auto run = [&]<int Columns>(std::integral_constant<int, Columns>) {
+    const Index tiles = Index(call.row_points) / (column_threads / call.channel_lanes);
+    const Index blocks = tiles * call.groups() * call.sequences.all.size();
+    if (blocks == 0) return Status{};
+    if (blocks >= Index(1) << 31)
+      return Status{Code::unsupported, "too many rows for one call on the GPU; call with fewer sequences"};
+    return launch(float_transform_columns_kernel<Columns, T>, dim3(unsigned(blocks)), column_threads, 0, stream, call);
+  };
+  switch (columns) {
+    case 1:
+      return run(std::integral_constant<int, 1>{});
+    case 6:
+      return run(std::integral_constant<int, 6>{});
+    case 8:
+      return run(std::integral_constant<int, 8>{});
+    case 12:
+      return run(std::integral_constant<int, 12>{});
+    case 16:
+      return run(std::integral_constant<int, 16>{});
+    case 24:
+      return run(std::integral_constant<int, 24>{});
+    case 32:
+      return run(std::integral_constant<int, 32>{});
+    case 48:
+      return run(std::integral_constant<int, 48>{});
+    default:
+      return run(std::integral_constant<int, 64>{});
+  }
+}
+
+}  // namespace chela::cuda::detail
