@@ -25,37 +25,45 @@ struct FloatColumnsCall {
 
 inline constexpr int column_threads = 128;
 
+/// Columns of points that a thread computes one after the other, so that finding them costs little.
+constexpr int column_steps(int columns) { return columns == 1 ? 8 : 1; }
+
 /// Rows to points if T is const, points to rows otherwise.
 template <int Columns, class T>
 __global__ void __launch_bounds__(column_threads)
     float_transform_columns_kernel(const __grid_constant__ FloatColumnsCall<T> call) {
-  constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd;
-  const int lanes = call.channel_lanes, step = column_threads / lanes, n = call.row_points, tiles = n / step;
-  const int j = int(blockIdx.x % unsigned(tiles)) * step + int(threadIdx.x) / lanes;
-  const Index rest = blockIdx.x / unsigned(tiles), sequence = rest / call.groups();
-  const Index channel = rest % call.groups() * lanes + int(threadIdx.x) % lanes;
+  constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd, steps = column_steps(Columns);
+  const int lanes = call.channel_lanes, step = column_threads / lanes, n = call.row_points;
+  const unsigned tiles = unsigned((n + step * steps - 1) / (step * steps)), rest = blockIdx.x / tiles;
+  const unsigned groups = unsigned(call.groups());
+  const Index sequence = rest / groups, channel = Index(rest % groups) * lanes + int(threadIdx.x) % lanes;
   if (channel >= call.channels) return;
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
   if (!call.sequences.has(tokens)) return;
   const RealRow<T> row(call.rows, tokens, sequence, call.first_channel + channel, n * Columns);
-  auto* points = call.points + (channel * call.sequences_between + sequence) * Columns * n + j;
-  float2 x[Columns];
-  if constexpr (std::is_const_v<T>) {
-    for_constants<Columns>([&](auto e) { x[e] = row.load(j + e * n); });
-    forward_root<odd, tree>(x);
-    for_constants<Columns>([&](auto e) { points[Index(e) * n] = x[e]; });
-  } else {
-    for_constants<Columns>([&](auto e) { x[e] = points[Index(e) * n]; });
-    const float place = float(j) / float(n);
-    inverse_root<odd, tree>(x, place);
-    turn_outputs(x, place, [&](int e, float2 point) { row.store(j + e * n, point); });
+  auto* points = call.points + (channel * call.sequences_between + sequence) * Columns * n;
+  const int first = int(blockIdx.x % tiles) * step * steps + int(threadIdx.x) / lanes;
+#pragma unroll
+  for (int j = first; j < min(n, first + step * steps); j += step) {
+    float2 x[Columns];
+    auto* point = points + j;
+    if constexpr (std::is_const_v<T>) {
+      row.load(x, j, n);
+      forward_root<odd, tree>(x);
+      for_constants<Columns>([&](auto e) { *point = x[e], point += n; });
+    } else {
+      for_constants<Columns>([&](auto e) { x[e] = *point, point += n; });
+      const float place = float(j) / float(n);
+      inverse_root<odd, tree>(x, place);
+      row.store(x, j, n, place);
+    }
   }
 }
 
 template <class T>
 Status transform_columns(const FloatColumnsCall<T>& call, int columns, cudaStream_t stream) {
   const auto run = [&]<int Columns>(std::integral_constant<int, Columns>) {
-    const Index tiles = Index(call.row_points) / (column_threads / call.channel_lanes);
+    const Index tiles = ceil_div(call.row_points, column_threads / call.channel_lanes * column_steps(Columns));
     const Index blocks = tiles * call.groups() * call.sequences.all.size();
     if (blocks == 0) return Status{};
     if (blocks >= Index(1) << 31)

@@ -45,28 +45,49 @@ struct RealRow {
     if (rows.first.present()) first = &rows.first(channel);
   }
 
-  __device__ float2 load(int n) const {
-    float2 x{0, 0};
-    if (n < count) x.x = factor * static_cast<float>(ahead[n * step]);
-    if (n >= behind_from) x.y = -factor * static_cast<float>(behind[(n - behind_from) * behind_step]);
-    return x;
+  /// Points n, n + spacing and so on.
+  template <int E>
+  __device__ void load(float2 (&x)[E], int n, int spacing) const {
+    const T* from = ahead + n * step;
+    const Index between = spacing * step;
+    for_constants<E>([&](auto e) {
+      x[e] = {n + e * spacing < count ? static_cast<float>(*from) : 0, 0};
+      from += between;
+    });
+    if (factor != 1) for_constants<E>([&](auto e) { x[e].x *= factor; });
+    if (!behind) return;
+    for_constants<E>([&](auto e) {
+      const int from = n + e * spacing - behind_from;
+      if (from >= 0) x[e].y = -factor * static_cast<float>(behind[from * behind_step]);
+    });
   }
-  __device__ void store(int n, float2 x) const {
-    if (n < count && ahead) put(ahead[n * step], x.x);
-    if (n >= behind_from) put(behind[(n - behind_from) * behind_step], -x.y);
-    if (n == 0 && first) put(*first, x.x);
+
+  /// The points after the inverse passes, which are turned by exp(-i pi n / 2N) on their way. N is E times spacing,
+  /// and `place` is n / spacing.
+  template <int E>
+  __device__ void store(const float2 (&x)[E], int n, int spacing, float place) const {
+    float2 base = turn_of(place * (-0.5f / E));
+    base.x *= factor, base.y *= factor;
+    if (ahead && step == 1 && !add && !first && !behind) {
+      T* to = ahead + n;
+      for_constants<E>([&](auto e) {
+        const float2 turn = turned<-e, 2 * E>(base);
+        if (n + e * spacing < count) to[e * spacing] = T(fmaf(x[e].x, turn.x, -x[e].y * turn.y));
+      });
+      return;
+    }
+    for_constants<E>([&](auto less) {  // from the last: in the same order, work on both ways is done before, and kept
+      constexpr int e = E - 1 - less;
+      const int at = n + e * spacing;
+      const float2 point = times(x[e], turned<-e, 2 * E>(base));
+      if (at < count && ahead) put(ahead[at * step], point.x);
+      if (at >= behind_from) put(behind[(at - behind_from) * behind_step], -point.y);
+      if (at == 0 && first) put(*first, point.x);
+    });
   }
 
  private:
-  __device__ void put(T& to, float x) const { to = T(add ? fmaf(factor, x, static_cast<float>(to)) : factor * x); }
+  __device__ void put(T& to, float x) const { to = T(add ? static_cast<float>(to) + x : x); }
 };
-
-/// Calls store(e, point) for E points that lie N / E apart after the inverse passes, from place j on, turned by
-/// exp(-i pi n / 2N). `place` is j E / N.
-template <int E, class Store>
-CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void turn_outputs(const float2 (&x)[E], float place, const Store& store) {
-  const float2 base = turn_of(place * (-0.5f / E));
-  for_constants<E>([&](auto e) { store(int(e), times(x[e], turned<-e, 2 * E>(base))); });
-}
 
 }  // namespace chela::cuda::detail

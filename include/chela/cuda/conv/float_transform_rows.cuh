@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
       for_constants<per_thread>([&](auto e) { x[e] = active ? from[e * threads] : float2{0, 0}; });
     } else {
       const RealRow<const float> from(call.from, tokens, sequence, call.first_channel + channel, points);
-      for_constants<per_thread>([&](auto e) { x[e] = active ? from.load(t + e * threads) : float2{0, 0}; });
+      from.load(x, t, threads);
     }
     float angle = 0.25f;
     if (call.columns > 1) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
   } else {
     const Sequence target = call.sum_from ? Sequence{0, 0, call.to.ahead.extents[1]} : tokens;  // of taps, all
     const RealRow<float> to(call.to, target, sequence, call.first_channel + channel, points);
-    turn_outputs(x, float(t) * (1.0f / threads), [&](int e, float2 point) { to.store(t + e * threads, point); });
+    to.store(x, t, threads, float(t) * (1.0f / threads));
   }
 }
 

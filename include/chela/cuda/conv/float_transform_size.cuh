@@ -52,7 +52,7 @@ auto with_row_size(int points, F f) {
     case 768:
       return f(RowSize<768, 24, 8, 4>{});
     case 1024:
-      return f(RowSize<1024, 32, 32>{});
+      return f(RowSize<1024, 16, 16, 4>{});
     case 1536:
       return f(RowSize<1536, 24, 8, 8>{});
     case 2048:
