@@ -16,38 +16,59 @@
 namespace chela::cuda::detail {
 
 /// Launches for one part of a plan and a group of channels.
+template <class Stored>
 struct FloatTransformLaunch {
   FloatTransformPart part;
   ServedSequences sequences;
   Index first_channel, channels;
   cudaStream_t stream;
+  static constexpr int channel_lanes = 8;
 
-  FloatRowsCall rows() const {
-    FloatRowsCall call;
+  static Index bytes(const FloatTransformPart& part, Index transforms) {
+    return StoredPoints<Stored>::bytes(transforms, part.columns, part.row_points);
+  }
+  Index transforms() const { return channels * sequences.all.size(); }
+  StoredPoints<Stored> in(void* memory) const { return {memory, transforms(), part.columns, part.row_points}; }
+
+  FloatRowsCall<Stored> rows() const {
+    FloatRowsCall<Stored> call;
     call.sequences = sequences, call.sequences_between = sequences.all.size();
     call.first_channel = first_channel, call.channels = channels;
     call.columns = part.columns, call.column_nodes = part.column_nodes();
     return call;
   }
-  Status run(const FloatRowsCall& call) const { return transform_rows(call, part.row_points, stream); }
+  Status run(const FloatRowsCall<Stored>& call) const { return transform_rows(call, part.row_points, stream); }
 
-  /// `between`: sequences that the points of a channel have room for.
-  template <class T, class Points>
-  Status run_columns(const RealRows<T>& real, Points points, Index between) const {
+  template <class T>
+  int lanes_for(const RealRows<T>& real) const {
     const auto& strides = real.ahead.present() ? real.ahead.strides : real.behind.strides;
-    constexpr int lanes = 8;
-    const bool token_major = strides[1] != 1 && strides[2] == 1 && channels >= lanes;
-    const FloatColumnsCall<T> call{real,     points,  sequences,       first_channel,
-                                   channels, between, part.row_points, token_major ? lanes : 1};
+    return strides[1] != 1 && strides[2] == 1 && channels >= channel_lanes ? channel_lanes : 1;
+  }
+  /// `between`: sequences that the points of a channel have room for.
+  template <class T>
+  Status run_columns(const RealRows<T>& real, const StoredPoints<Stored>& points, Index between) const {
+    const FloatColumnsCall<T, Stored> call{real,           points,  sequences,       first_channel,
+                                           channels,       between, part.row_points, row_threads(part.row_points),
+                                           lanes_for(real)};
     return transform_columns(call, part.columns, stream);
   }
+
+  /// Runs `call` with real rows as its source and, unless it names another, its destination. `points` are scratch when
+  /// that takes more than one kernel.
   template <class T>
-  Status to_points(const RealRows<const T>& real, float2* points) const {
-    return run_columns(real, points, sequences.all.size());
-  }
-  template <class T>
-  Status to_real(const float2* points, const RealRows<T>& real) const {
-    return run_columns(real, points, sequences.all.size());
+  Status through(const RealRows<const T>& from, FloatRowsCall<Stored> call, const RealRows<T>& to, bool one_kernel,
+                 const StoredPoints<Stored>& points) const {
+    if constexpr (std::same_as<T, float> && !StoredPoints<Stored>::scaled) {
+      if (one_kernel) {
+        call.from = from, call.to = to;
+        return run(call);
+      }
+    }
+    if (Status s = run_columns(from, points, sequences.all.size()); !s.ok()) return s;
+    call.points_from = points, call.run_shift = lanes_for(from) == 1 ? 5 : 2;
+    if (!call.spectrum_to.present() && !call.discard) call.points_to = points;
+    if (Status s = run(call); !s.ok() || !call.points_to.present()) return s;
+    return run_columns(to, points, sequences.all.size());
   }
 
   /// The same for rows that a kernel of this part has: one for each channel.
@@ -88,29 +109,23 @@ struct FloatTransformLongConv {
 
   template <class Args>
   static std::size_t kernel_bytes(const LongConvPolicy&, const Args& a) {
-    return std::size_t(plan_of(a).points() * a.x.extents[2]) * sizeof(float2);
+    const FloatTransformPlan plan = plan_of(a);
+    Index bytes = 0;
+    for (int p = 0; p < plan.size; ++p) bytes += kernel_bytes_of(plan.parts[p], a.x.extents[2]);
+    return std::size_t(bytes);
   }
 
   template <class Args>
   static Status prepare(const LongConvPolicy&, const Args& a, void* kernel, cudaStream_t stream) {
-    const FloatTransformPlan plan = plan_of(a);
-    float2* to = static_cast<float2*>(kernel);
-    for (int p = 0; p < plan.size; ++p) {
-      const FloatTransformLaunch launch = whole(plan.parts[p], a, stream).for_taps();
-      RealRows<const float> rows = tap_rows(launch.part, a.taps, a.back_taps);
-      rows.factor = 1.0f / float(launch.part.points());
-      FloatRowsCall call = launch.rows();
-      call.spectrum_to = to;
-      if (launch.part.columns == 1) {
-        call.from = rows;
-      } else {
-        if (Status s = launch.to_points(rows, to); !s.ok()) return s;
-        call.points_from = to;
-      }
-      if (Status s = launch.run(call); !s.ok()) return s;
-      to += launch.part.points() * launch.channels;
-    }
-    return {};
+    return for_parts(a, kernel, stream, [&](const auto& launch, void* memory) {
+      const auto taps = launch.for_taps();
+      const auto spectrum = taps.in(memory);
+      RealRows<const float> rows = tap_rows(taps.part, a.taps, a.back_taps);
+      rows.factor = 1.0f / float(taps.part.points());
+      auto call = taps.rows();
+      call.spectrum_to = spectrum;
+      return taps.through(rows, call, RealRows<float>{}, taps.part.columns == 1, spectrum);
+    });
   }
 
   static std::size_t workspace_bytes(const LongConvPolicy&, const LongConvArgs<T>& a) {
@@ -124,14 +139,14 @@ struct FloatTransformLongConv {
                         cudaStream_t stream) {
     const RealRows<const T> x{a.x, a.initial_state};
     const RealRows<T> y{a.y};
-    return for_groups(
-        a, kernel, stream, [&](const FloatTransformPart& part) { return in_one_kernel(part, a.x, a.y) ? 0 : 1; },
-        [&](const FloatTransformLaunch& launch, const float2* spectrum) {
-          FloatRowsCall call = launch.rows();
-          call.kernel = spectrum, call.skip = a.skip;
-          return through(launch, x, call, y, in_one_kernel(launch.part, a.x, a.y),
-                         static_cast<float2*>(workspace.data));
-        });
+    return for_parts(a, const_cast<void*>(kernel), stream, [&](const auto& all, void* spectra) {
+      const bool one_kernel = in_one_kernel(all.part, a.x, a.y);
+      return for_groups(all, spectra, one_kernel ? 0 : 1, [&](const auto& launch, const auto& spectrum) {
+        auto call = launch.rows();
+        call.kernel = spectrum, call.skip = a.skip;
+        return launch.through(x, call, y, one_kernel, launch.in(workspace.data));
+      });
+    });
   }
 
   static Status backward(const LongConvPolicy&, const LongConvBackwardArgs<T>& a, const void* kernel,
@@ -139,30 +154,29 @@ struct FloatTransformLongConv {
     const bool input = a.grad_x.present() || a.grad_initial_state.present();
     const RealRows<const T> x{a.x, a.initial_state}, grad_y{a.grad_y};
     const RealRows<T> grad_x{a.grad_x, a.grad_initial_state};
-    const FloatTransformPlan plan = plan_of(a);
-    return for_groups(
-        a, kernel, stream, [&](const FloatTransformPart& part) { return copies(part, a); },
-        [&](const FloatTransformLaunch& launch, const float2* spectrum) {
-          float2* inputs = static_cast<float2*>(workspace.data);
-          float2* points = inputs;
-          FloatRowsCall call = launch.rows();
-          if (wants_kernel(a)) {
-            points += launch.part.points() * launch.channels * launch.sequences.all.size();
-            call.spectrum_to = inputs;
-            if (Status s = through(launch, x, call, {}, in_one_kernel(launch.part, a.x, a.x), inputs); !s.ok())
-              return s;
-            call = launch.rows(), call.correlate = inputs;
-          }
-          if (input)
-            call.kernel = spectrum, call.conjugate = true, call.skip = a.skip;
-          else
-            call.discard = true;
-          if (Status s = through(launch, grad_y, call, grad_x, gradients_in_one_kernel(launch.part, a), points);
-              !s.ok())
+    const Index most_points = plan_of(a).parts[0].points();
+    return for_parts(a, const_cast<void*>(kernel), stream, [&](const auto& all, void* spectra) {
+      return for_groups(all, spectra, copies(all.part, a), [&](const auto& launch, const auto& spectrum) {
+        const auto inputs = launch.in(workspace.data);
+        auto points = inputs;
+        auto call = launch.rows();
+        if (wants_kernel(a)) {
+          points = launch.in(static_cast<char*>(workspace.data) + launch.bytes(launch.part, launch.transforms()));
+          call.spectrum_to = inputs;
+          if (Status s = launch.through(x, call, RealRows<T>{}, in_one_kernel(launch.part, a.x, a.x), inputs); !s.ok())
             return s;
-          if (!wants_kernel(a)) return Status{};
-          return sum_kernel_gradient(launch, a, inputs, launch.part.points() != plan.parts[0].points());
-        });
+          call = launch.rows(), call.correlate = inputs;
+        }
+        if (input)
+          call.kernel = spectrum, call.conjugate = true, call.skip = a.skip;
+        else
+          call.discard = true;
+        if (Status s = launch.through(grad_y, call, grad_x, gradients_in_one_kernel(launch.part, a), points); !s.ok())
+          return s;
+        if (!wants_kernel(a)) return Status{};
+        return sum_kernel_gradient(launch, a, inputs, launch.part.points() != most_points);
+      });
+    });
   }
 
  private:
@@ -190,67 +204,72 @@ struct FloatTransformLongConv {
     return (wants_kernel(a) ? 1 : 0) + (gradients_in_one_kernel(part, a) ? 0 : 1);
   }
 
-  template <class Args>
-  static FloatTransformLaunch whole(const FloatTransformPart& part, const Args& a, cudaStream_t stream) {
-    const LongConvShape s = long_conv_shape(a);
-    return {part, {s.sequences, part.more_than, part.at_most}, 0, s.channels, stream};
+  /// Calls f(FloatTransformLaunch<Stored>) with how points of this part lie in memory: what 16-bit data are worth, in
+  /// 16 bits, when it passes through memory twice.
+  template <class F>
+  static auto with_stored(const FloatTransformPart& part, const F& f) {
+    if constexpr (HalfElement<T>)
+      if (part.columns > 1) return f(FloatTransformLaunch<__half2>{part});
+    return f(FloatTransformLaunch<float2>{part});
   }
-  template <class Args>
-  static std::size_t bytes_of_channel(const FloatTransformPart& part, const Args& a, int copies) {
-    return std::size_t(part.points() * long_conv_shape(a).sequences.size() * copies) * sizeof(float2);
+  static Index bytes_of(const FloatTransformPart& part, Index transforms) {
+    return with_stored(part, [&](const auto& launch) { return launch.bytes(part, transforms); });
   }
+  static Index kernel_bytes_of(const FloatTransformPart& part, Index channels) {
+    return round_up(bytes_of(part, channels), 16);
+  }
+
   template <class Args, class Copies>
   static std::size_t scratch_bytes(const Args& a, const Copies& copies_of) {
     const FloatTransformPlan plan = plan_of(a);
-    std::size_t most = 0;
+    const Index sequences = long_conv_shape(a).sequences.size();
+    Index most = 0;
     for (int p = 0; p < plan.size; ++p)
-      if (const std::size_t bytes = bytes_of_channel(plan.parts[p], a, copies_of(plan.parts[p])); bytes > 0)
-        most = std::max(most, bytes * std::size_t(float_transform_group(a.x.extents[2], bytes)));
-    return most;
+      if (const Index bytes = copies_of(plan.parts[p]) * bytes_of(plan.parts[p], sequences); bytes > 0)
+        most = std::max(most, bytes * float_transform_group(a.x.extents[2], bytes));
+    return std::size_t(most);
   }
 
-  /// Calls f(launch, kernel) for every part and group of channels. Without copies all channels are one group.
-  template <class Args, class Copies, class F>
-  static Status for_groups(const Args& a, const void* kernel, cudaStream_t stream, const Copies& copies_of,
-                           const F& f) {
+  /// Calls f(launch, memory) for every part of a call's plan, with the memory of its kernels' spectra.
+  template <class Args, class F>
+  static Status for_parts(const Args& a, void* kernel, cudaStream_t stream, const F& f) {
     const FloatTransformPlan plan = plan_of(a);
-    const float2* spectrum = static_cast<const float2*>(kernel);
+    const LongConvShape s = long_conv_shape(a);
+    char* memory = static_cast<char*>(kernel);
     for (int p = 0; p < plan.size; ++p) {
-      FloatTransformLaunch launch = whole(plan.parts[p], a, stream);
-      const Index all = launch.channels, points = launch.part.points();
-      const std::size_t bytes = bytes_of_channel(launch.part, a, copies_of(launch.part));
-      const Index group = bytes > 0 ? float_transform_group(all, bytes) : all;
-      for (Index first = 0; first < all; first += group) {
-        launch.first_channel = first, launch.channels = std::min(group, all - first);
-        if (Status s = f(launch, spectrum + first * points); !s.ok()) return s;
-      }
-      spectrum += all * points;
+      const FloatTransformPart& part = plan.parts[p];
+      const Status status = with_stored(part, [&](auto launch) {
+        launch.sequences = {s.sequences, part.more_than, part.at_most};
+        launch.first_channel = 0, launch.channels = s.channels, launch.stream = stream;
+        return f(launch, static_cast<void*>(memory));
+      });
+      if (!status.ok()) return status;
+      memory += kernel_bytes_of(part, s.channels);
     }
     return {};
   }
 
-  /// Runs `call` from `from` to `to`, or to what the call names. `points` are scratch when it takes more than a kernel.
-  static Status through(const FloatTransformLaunch& launch, const RealRows<const T>& from, FloatRowsCall call,
-                        const RealRows<T>& to, bool one_kernel, float2* points) {
-    if constexpr (std::same_as<T, float>) {
-      if (one_kernel) {
-        call.from = from, call.to = to;
-        return launch.run(call);
-      }
+  /// Calls f(launch, spectrum) for groups of channels that need so many copies of their points. Without, for all.
+  template <class Launch, class F>
+  static Status for_groups(Launch launch, void* spectra, int copies, const F& f) {
+    const FloatTransformPart& part = launch.part;
+    const Index all = launch.channels, bytes = copies * launch.bytes(part, launch.sequences.all.size());
+    const Index group = bytes > 0 ? float_transform_group(all, bytes) : all;
+    const auto spectrum = launch.for_taps().in(spectra);
+    for (Index first = 0; first < all; first += group) {
+      launch.first_channel = first, launch.channels = std::min(group, all - first);
+      if (Status s = f(launch, spectrum.from(first, part.columns, part.row_points)); !s.ok()) return s;
     }
-    if (Status s = launch.to_points(from, points); !s.ok()) return s;
-    call.points_from = points, call.points_to = points;
-    if (Status s = launch.run(call); !s.ok() || call.spectrum_to || call.discard) return s;
-    return launch.to_real(points, to);
+    return {};
   }
 
   /// The gradients of the taps that a part's sequences meet, from the correlations of each, which are overwritten.
-  static Status sum_kernel_gradient(const FloatTransformLaunch& launch, const LongConvBackwardArgs<T>& a,
-                                    float2* correlations, bool add) {
-    const FloatTransformLaunch taps = launch.for_taps();
+  template <class Stored>
+  static Status sum_kernel_gradient(const FloatTransformLaunch<Stored>& launch, const LongConvBackwardArgs<T>& a,
+                                    const StoredPoints<Stored>& correlations, bool add) {
     RealRows<float> to = tap_rows(launch.part, a.grad_taps, a.grad_back_taps);
     to.first = a.grad_skip, to.factor = 1.0f / float(launch.part.points()), to.add = add;
-    FloatRowsCall call = launch.rows();
+    FloatRowsCall<Stored> call = launch.rows();
     call.sum_from = correlations;
     if (launch.part.columns == 1) {
       call.to = to;
@@ -258,7 +277,7 @@ struct FloatTransformLongConv {
     }
     call.points_to = correlations;
     if (Status s = launch.run(call); !s.ok()) return s;
-    return taps.template run_columns<float>(to, static_cast<const float2*>(correlations), launch.sequences.all.size());
+    return launch.for_taps().run_columns(to, correlations, launch.sequences.all.size());
   }
 };
 

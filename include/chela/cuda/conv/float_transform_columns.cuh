@@ -5,19 +5,20 @@
 #include <concepts>
 
 #include "chela/cuda/conv/float_transform_ends.cuh"
+#include "chela/cuda/conv/float_transform_points.cuh"
 #include "chela/cuda/device.cuh"
 
 namespace chela::cuda::detail {
 
 /// Points lie as [channel, sequence, column, point], channels counted within the group of a call.
-template <class T>
+template <class T, class Stored>
 struct FloatColumnsCall {
   RealRows<T> rows = {};
-  std::conditional_t<std::is_const_v<T>, float2*, const float2*> points = nullptr;
+  StoredPoints<Stored> points = {};
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
-  Index sequences_between = 1;  ///< of points, from one channel to the next
-  int row_points = 0;
+  Index sequences_between = 1;          ///< of points, from one channel to the next
+  int row_points = 0, row_threads = 0;  ///< row_threads: of the row kernel, whose warps share scales
   int channel_lanes = 1;  ///< neighbouring threads that have neighbouring channels, so that they meet whole sectors
 
   constexpr Index groups() const { return ceil_div(channels, channel_lanes); }
@@ -29,30 +30,45 @@ inline constexpr int column_threads = 128;
 constexpr int column_steps(int columns) { return columns == 1 ? 8 : 1; }
 
 /// Rows to points if T is const, points to rows otherwise.
-template <int Columns, class T>
+template <int Columns, class T, class Stored>
 __global__ void __launch_bounds__(column_threads)
-    float_transform_columns_kernel(const __grid_constant__ FloatColumnsCall<T> call) {
+    float_transform_columns_kernel(const __grid_constant__ FloatColumnsCall<T, Stored> call) {
   constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd, steps = column_steps(Columns);
   const int lanes = call.channel_lanes, step = column_threads / lanes, n = call.row_points;
   const unsigned tiles = unsigned((n + step * steps - 1) / (step * steps)), rest = blockIdx.x / tiles;
   const unsigned groups = unsigned(call.groups());
-  const Index sequence = rest / groups, channel = Index(rest % groups) * lanes + int(threadIdx.x) % lanes;
-  if (channel >= call.channels) return;
+  const Index sequence = rest / groups, wanted = Index(rest % groups) * lanes + int(threadIdx.x) % lanes;
+  const bool active = wanted < call.channels;  // the others take part in finding scales
+  const Index channel = active ? wanted : call.channels - 1, transform = channel * call.sequences_between + sequence;
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
   if (!call.sequences.has(tokens)) return;
   const RealRow<T> row(call.rows, tokens, sequence, call.first_channel + channel, n * Columns);
-  auto* points = call.points + (channel * call.sequences_between + sequence) * Columns * n;
+  Stored* points = call.points.points + transform * Columns * n;
   const int first = int(blockIdx.x % tiles) * step * steps + int(threadIdx.x) / lanes;
 #pragma unroll
   for (int j = first; j < min(n, first + step * steps); j += step) {
     float2 x[Columns];
-    auto* point = points + j;
+    Stored* point = points + j;
     if constexpr (std::is_const_v<T>) {
       row.load(x, j, n);
       forward_root<odd, tree>(x);
-      for_constants<Columns>([&](auto e) { *point = x[e], point += n; });
+      HalfScale scale{1, 1};
+      if constexpr (StoredPoints<Stored>::scaled) {
+        float largest = 0;
+        for_constants<Columns>([&](auto e) { largest = larger(largest, x[e]); });
+        scale = HalfScale::of(largest, lanes);
+        if (active && int(threadIdx.x) % 32 < lanes) *call.points.run_scale(transform, j * lanes / 32, n) = scale.up;
+      }
+      if (!active) continue;
+      for_constants<Columns>([&](auto e) { *point = stored<Stored>(x[e], scale.down), point += n; });
     } else {
-      for_constants<Columns>([&](auto e) { x[e] = *point, point += n; });
+      if (!active) continue;
+      const float* scales = call.points.row_scale(transform * Columns, j % max(call.row_threads, 32), n);
+      for_constants<Columns>([&](auto e) {
+        float up = 1;
+        if constexpr (StoredPoints<Stored>::scaled) up = *scales, scales += n / 32;
+        x[e] = unstored(*point, up), point += n;
+      });
       const float place = float(j) / float(n);
       inverse_root<odd, tree>(x, place);
       row.store(x, j, n, place);
@@ -60,19 +76,20 @@ __global__ void __launch_bounds__(column_threads)
   }
 }
 
-template <class T>
-Status transform_columns(const FloatColumnsCall<T>& call, int columns, cudaStream_t stream) {
+template <class T, class Stored>
+Status transform_columns(const FloatColumnsCall<T, Stored>& call, int columns, cudaStream_t stream) {
   const auto run = [&]<int Columns>(std::integral_constant<int, Columns>) {
     const Index tiles = ceil_div(call.row_points, column_threads / call.channel_lanes * column_steps(Columns));
     const Index blocks = tiles * call.groups() * call.sequences.all.size();
     if (blocks == 0) return Status{};
     if (blocks >= Index(1) << 31)
       return Status{Code::unsupported, "too many rows for one call on the GPU; call with fewer sequences"};
-    return launch(float_transform_columns_kernel<Columns, T>, dim3(unsigned(blocks)), column_threads, 0, stream, call);
+    return launch(float_transform_columns_kernel<Columns, T, Stored>, dim3(unsigned(blocks)), column_threads, 0, stream,
+                  call);
   };
+  if constexpr (!StoredPoints<Stored>::scaled)
+    if (columns == 1) return run(std::integral_constant<int, 1>{});
   switch (columns) {
-    case 1:
-      return run(std::integral_constant<int, 1>{});
     case 6:
       return run(std::integral_constant<int, 6>{});
     case 8:

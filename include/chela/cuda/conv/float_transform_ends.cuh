@@ -68,11 +68,13 @@ struct RealRow {
   __device__ void store(const float2 (&x)[E], int n, int spacing, float place) const {
     float2 base = turn_of(place * (-0.5f / E));
     base.x *= factor, base.y *= factor;
-    if (ahead && step == 1 && !add && !first && !behind) {
-      T* to = ahead + n;
+    if (ahead && !add && !first && !behind) {
+      T* to = ahead + n * step;
+      const Index between = spacing * step;
       for_constants<E>([&](auto e) {
         const float2 turn = turned<-e, 2 * E>(base);
-        if (n + e * spacing < count) to[e * spacing] = T(fmaf(x[e].x, turn.x, -x[e].y * turn.y));
+        if (n + e * spacing < count) *to = T(fmaf(x[e].x, turn.x, -x[e].y * turn.y));
+        to += between;
       });
       return;
     }

@@ -76,10 +76,10 @@ struct FloatTransformPlan {
 };
 
 /// Channels that are transformed together, so that what lies between two kernels stays in the second-level cache.
-constexpr Index float_transform_group(Index channels, std::size_t bytes_of_channel) {
-  constexpr std::size_t group_bytes = std::size_t(24) << 20;
+constexpr Index float_transform_group(Index channels, Index bytes_of_channel) {
+  constexpr Index group_bytes = Index(24) << 20;
   constexpr Index sector = 8;
-  Index group = std::clamp<Index>(Index(group_bytes / bytes_of_channel), 1, channels);
+  Index group = std::clamp<Index>(group_bytes / bytes_of_channel, 1, channels);
   if (group < channels && group > sector) group -= group % sector;
   return group;
 }

@@ -2,6 +2,7 @@
 // Transforms of rows that a thread block holds, and what is done between forward and inverse: the kernel that every use
 // of the transform goes through.
 #include "chela/cuda/conv/float_transform_ends.cuh"
+#include "chela/cuda/conv/float_transform_points.cuh"
 #include "chela/cuda/conv/float_transform_size.cuh"
 #include "chela/cuda/device.cuh"
 
@@ -18,25 +19,26 @@ namespace chela::cuda::detail {
 ///   to     `spectrum_to`; or inverse, and `points_to` or real rows; or nowhere, after `correlate`
 ///
 /// Whatever is absent is left out. Memory may be the same on both sides.
+template <class Stored>
 struct FloatRowsCall {
   RealRows<const float> from = {};
   RealRows<float> to = {};
-  const float2 *points_from = nullptr, *sum_from = nullptr, *kernel = nullptr;
-  float2 *points_to = nullptr, *spectrum_to = nullptr, *correlate = nullptr;
+  StoredPoints<Stored> points_from = {}, sum_from = {}, kernel = {}, points_to = {}, spectrum_to = {}, correlate = {};
   TensorView<const float, 1> skip = {};
   bool conjugate = false, discard = false;
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
   Index sequences_between = 1;        ///< of points and spectra, from one channel to the next
   int columns = 1, column_nodes = 1;  ///< column_nodes: the largest power of two that divides columns
+  int run_shift = 0;                  ///< of points_from: 2^run_shift neighbouring points share a scale
 
-  constexpr Index served() const { return sum_from ? 1 : sequences.all.size(); }
+  constexpr Index served() const { return sum_from.present() ? 1 : sequences.all.size(); }
   constexpr Index rows() const { return channels * columns * served(); }
 };
 
-template <class S>
+template <class S, class Stored>
 __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
-    float_transform_rows_kernel(const __grid_constant__ FloatRowsCall call) {
+    float_transform_rows_kernel(const __grid_constant__ FloatRowsCall<Stored> call) {
   extern __shared__ float2 float_transform_exchange[];
   constexpr int points = S::points, threads = S::threads, per_thread = S::per_thread;
   const RowThread<S> thread{int(threadIdx.x) % threads};
@@ -53,26 +55,30 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
   const Index row = number < call.rows() ? number : 0;
   const Index sequence = row % served, column = row / served % call.columns, channel = row / served / call.columns;
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
-  const bool active = number < call.rows() && (call.sum_from || call.sequences.has(tokens));
+  const bool active = number < call.rows() && (call.sum_from.present() || call.sequences.has(tokens));
   if (S::rows == 1 && !active) return;
-  const Index place = ((channel * call.sequences_between + sequence) * call.columns + column) * points;
+  const Index transform = channel * call.sequences_between + sequence, at = transform * call.columns + column;
+  static_assert(!StoredPoints<Stored>::scaled || threads % 32 == 0, "a warp shares a scale");
 
   float2 x[per_thread];
-  if (call.sum_from) {
+  if (call.sum_from.present()) {
     for_constants<per_thread>([&](auto e) { x[e] = {0, 0}; });
     for (Index i = 0; i < call.sequences.all.size(); ++i) {
       if (!call.sequences.has(sequence_inside(call.sequences.all, i))) continue;
-      const float2* from = call.sum_from + place + i * call.columns * points + t;
-      for_constants<per_thread>([&](auto e) {
-        const float2 term = from[e * threads];
+      load_row<threads, per_thread>(call.sum_from, at + i * call.columns, t, [&](auto e, float2 term) {
         x[e] = {x[e].x + term.x, x[e].y + term.y};
       });
     }
   } else {
-    if (call.points_from) {
-      const float2* from = call.points_from + place + t;
-      for_constants<per_thread>([&](auto e) { x[e] = active ? from[e * threads] : float2{0, 0}; });
-    } else {
+    if (call.points_from.present()) {
+      const Stored* from = call.points_from.points + at * points + t;
+      const float* scale = call.points_from.run_scale(transform, 0, points);
+      for_constants<per_thread>([&](auto e) {
+        float up = 1;
+        if constexpr (StoredPoints<Stored>::scaled) up = scale[(t + e * threads) >> call.run_shift];
+        x[e] = active ? unstored(from[e * threads], up) : float2{0, 0};
+      });
+    } else if constexpr (!StoredPoints<Stored>::scaled) {
       const RealRow<const float> from(call.from, tokens, sequence, call.first_channel + channel, points);
       from.load(x, t, threads);
     }
@@ -85,52 +91,55 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
     transform_row(thread, x, shared, angle, barrier);
   }
 
-  if (call.correlate && active) {
-    float2* with = call.correlate + place + t;
-    for_constants<per_thread>([&](auto e) { with[e * threads] = times_conjugate(x[e], with[e * threads]); });
+  if (call.correlate.present() && active) {
+    float up = 1;
+    if constexpr (StoredPoints<Stored>::scaled) up = *call.correlate.row_scale(at, t, points);
+    const Stored* with = call.correlate.points + at * points + t;
+    store_row<threads, per_thread>(call.correlate, at, t,
+                                   [&](auto e) { return times_conjugate(x[e], unstored(with[e * threads], up)); });
   }
-  if (call.kernel) {
-    const float2* kernel = call.kernel + (channel * call.columns + column) * points + t;
+  if (call.kernel.present()) {
     const float skip = call.skip.present()
                            ? call.skip(call.first_channel + channel) * (1.0f / (float(points) * float(call.columns)))
                            : 0.0f;
-    for_constants<per_thread>([&](auto e) {
-      float2 k = kernel[e * threads];
+    load_row<threads, per_thread>(call.kernel, channel * call.columns + column, t, [&](auto e, float2 k) {
       k.x += skip;
       if (call.conjugate) k.y = -k.y;
       x[e] = times(x[e], k);
     });
   }
-  if (call.spectrum_to) {
-    float2* to = call.spectrum_to + place + t;
-    for_constants<per_thread>([&](auto e) {
-      if (active) to[e * threads] = x[e];
-    });
+  if (call.spectrum_to.present()) {
+    if (active) store_row<threads, per_thread>(call.spectrum_to, at, t, [&](auto e) { return x[e]; });
     return;
   }
   if (call.discard) return;
 
   transform_row_back(thread, x, shared, barrier);
   if (!active) return;
-  if (call.points_to) {
-    float2* to = call.points_to + place + t;
-    for_constants<per_thread>([&](auto e) { to[e * threads] = x[e]; });
-  } else {
-    const Sequence target = call.sum_from ? Sequence{0, 0, call.to.ahead.extents[1]} : tokens;  // of taps, all
+  if (call.points_to.present()) {
+    store_row<threads, per_thread>(call.points_to, at, t, [&](auto e) { return x[e]; });
+  } else if constexpr (!StoredPoints<Stored>::scaled) {
+    const Sequence target =
+        call.sum_from.present() ? Sequence{0, 0, call.to.ahead.extents[1]} : tokens;  // of taps, all
     const RealRow<float> to(call.to, target, sequence, call.first_channel + channel, points);
     to.store(x, t, threads, float(t) * (1.0f / threads));
   }
 }
 
-inline Status transform_rows(const FloatRowsCall& call, int points, cudaStream_t stream) {
-  return with_row_size(points, [&]<class S>(S) {
+template <class Stored>
+Status transform_rows(const FloatRowsCall<Stored>& call, int points, cudaStream_t stream) {
+  const auto run = [&]<class S>(S) {
     const Index blocks = ceil_div(call.rows(), S::rows);
     if (blocks == 0) return Status{};
     if (blocks >= Index(1) << 31)
       return Status{Code::unsupported, "too many rows for one call on the GPU; call with fewer sequences"};
-    return launch(float_transform_rows_kernel<S>, dim3(unsigned(blocks)), S::block_threads, S::shared_bytes, stream,
-                  call);
-  });
+    return launch(float_transform_rows_kernel<S, Stored>, dim3(unsigned(blocks)), S::block_threads, S::shared_bytes,
+                  stream, call);
+  };
+  if constexpr (StoredPoints<Stored>::scaled)
+    return with_column_row_size(points, run);
+  else
+    return with_row_size(points, run);
 }
 
 }  // namespace chela::cuda::detail
