@@ -102,4 +102,35 @@ TEST_CASE_TEMPLATE("up to 2^20 tokens", T, float, __nv_bfloat16) {
     check_far<T>({.batch = 1, .tokens = tokens, .channels = 1, .taps = tokens, .layout = Layout::tokens_last});
 }
 
+/// Points of 16-bit data lie in halves, with scales that are powers of two: what is a power of two larger has the same
+/// bits but for the exponent, far outside of a half's range.
+TEST_CASE("scales of the data change no bits") {
+  for (Layout layout : {Layout::channels_last, Layout::tokens_last}) {
+    const LongCase c{.batch = 1, .tokens = 20000, .channels = 9, .taps = 20000, .skip = true, .layout = layout};
+    LongInputs<__nv_bfloat16> in(c);
+    const LongOutputs<__nv_bfloat16> once = long_conv_on_device<whole>(in);
+    for (float scale : {0x1p60f, 0x1p-60f}) {
+      LongInputs<__nv_bfloat16> scaled(c);
+      for_each_index(scaled.p.x.view(), [&](Index b, Index t, Index d) {
+        scaled.p.x(b, t, d) = __nv_bfloat16(float(in.p.x(b, t, d)) * scale);
+      });
+      const LongOutputs<__nv_bfloat16> got = long_conv_on_device<whole>(scaled);
+      Tensor<float, 3> want(1, c.tokens, c.channels), found(1, c.tokens, c.channels);
+      for_each_index(want.view(), [&](Index b, Index t, Index d) {
+        want(b, t, d) = float(once.y(b, t, d)) * scale, found(b, t, d) = float(got.y(b, t, d));
+      });
+      CHECK(same_bits(found, want));
+    }
+  }
+}
+
+/// The offsets leave room for many short sequences and for one that takes columns.
+TEST_CASE_TEMPLATE("packed sequences, one of them long", T, float, __nv_bfloat16) {
+  std::vector<Index> lengths(40, 3);
+  lengths[7] = 17000, lengths[20] = 300, lengths[30] = 18000;
+  const LongCase c = packed({.channels = 2, .taps = 50, .skip = true}, lengths);
+  check_forward<whole, T>(c);
+  check_backward<whole, T>(c);
+}
+
 }  // namespace chela::test

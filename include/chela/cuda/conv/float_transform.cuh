@@ -15,24 +15,24 @@
 
 namespace chela::cuda::detail {
 
-/// Launches for one part of a plan and a group of channels.
-template <class Stored>
+/// Launches for one part of a plan and a group of channels. `OneColumn`: for parts of one column only.
+template <class Stored, bool OneColumn>
 struct FloatTransformLaunch {
-  FloatTransformPart part;
-  ServedSequences sequences;
-  Index first_channel, channels;
-  cudaStream_t stream;
+  FloatTransformPart part = {};
+  ServedSequences sequences = {};
+  Index first_channel = 0, channels = 0;
+  cudaStream_t stream = nullptr;
   static constexpr int channel_lanes = 8;
 
   static Index bytes(const FloatTransformPart& part, Index transforms) {
     return StoredPoints<Stored>::bytes(transforms, part.columns, part.row_points);
   }
-  Index transforms() const { return channels * sequences.all.size(); }
+  Index transforms() const { return channels * sequences.places(); }
   StoredPoints<Stored> in(void* memory) const { return {memory, transforms(), part.columns, part.row_points}; }
 
   FloatRowsCall<Stored> rows() const {
     FloatRowsCall<Stored> call;
-    call.sequences = sequences, call.sequences_between = sequences.all.size();
+    call.sequences = sequences, call.places = sequences.places();
     call.first_channel = first_channel, call.channels = channels;
     call.columns = part.columns, call.column_nodes = part.column_nodes();
     return call;
@@ -44,13 +44,12 @@ struct FloatTransformLaunch {
     const auto& strides = real.ahead.present() ? real.ahead.strides : real.behind.strides;
     return strides[1] != 1 && strides[2] == 1 && channels >= channel_lanes ? channel_lanes : 1;
   }
-  /// `between`: sequences that the points of a channel have room for.
   template <class T>
-  Status run_columns(const RealRows<T>& real, const StoredPoints<Stored>& points, Index between) const {
-    const FloatColumnsCall<T, Stored> call{real,           points,  sequences,       first_channel,
-                                           channels,       between, part.row_points, row_threads(part.row_points),
+  Status run_columns(const RealRows<T>& real, const StoredPoints<Stored>& points, Index places) const {
+    const FloatColumnsCall<T, Stored> call{real,           points, sequences,       first_channel,
+                                           channels,       places, part.row_points, row_threads(part.row_points),
                                            lanes_for(real)};
-    return transform_columns(call, part.columns, stream);
+    return transform_columns<OneColumn>(call, part.columns, stream);
   }
 
   /// Runs `call` with real rows as its source and, unless it names another, its destination. `points` are scratch when
@@ -64,11 +63,11 @@ struct FloatTransformLaunch {
         return run(call);
       }
     }
-    if (Status s = run_columns(from, points, sequences.all.size()); !s.ok()) return s;
+    if (Status s = run_columns(from, points, sequences.places()); !s.ok()) return s;
     call.points_from = points, call.run_shift = lanes_for(from) == 1 ? 5 : 2;
     if (!call.spectrum_to.present() && !call.discard) call.points_to = points;
     if (Status s = run(call); !s.ok() || !call.points_to.present()) return s;
-    return run_columns(to, points, sequences.all.size());
+    return run_columns(to, points, sequences.places());
   }
 
   /// The same for rows that a kernel of this part has: one for each channel.
@@ -209,11 +208,14 @@ struct FloatTransformLongConv {
   template <class F>
   static auto with_stored(const FloatTransformPart& part, const F& f) {
     if constexpr (HalfElement<T>)
-      if (part.columns > 1) return f(FloatTransformLaunch<__half2>{part});
-    return f(FloatTransformLaunch<float2>{part});
+      if (part.columns > 1) return f(FloatTransformLaunch<__half2, false>{});
+    return f(FloatTransformLaunch<float2, HalfElement<T>>{});
   }
   static Index bytes_of(const FloatTransformPart& part, Index transforms) {
     return with_stored(part, [&](const auto& launch) { return launch.bytes(part, transforms); });
+  }
+  static ServedSequences served(const FloatTransformPart& part, const LongConvShape& s) {
+    return {s.sequences, part.more_than, part.at_most};
   }
   static Index kernel_bytes_of(const FloatTransformPart& part, Index channels) {
     return round_up(bytes_of(part, channels), 16);
@@ -222,11 +224,13 @@ struct FloatTransformLongConv {
   template <class Args, class Copies>
   static std::size_t scratch_bytes(const Args& a, const Copies& copies_of) {
     const FloatTransformPlan plan = plan_of(a);
-    const Index sequences = long_conv_shape(a).sequences.size();
+    const LongConvShape s = long_conv_shape(a);
     Index most = 0;
-    for (int p = 0; p < plan.size; ++p)
-      if (const Index bytes = copies_of(plan.parts[p]) * bytes_of(plan.parts[p], sequences); bytes > 0)
-        most = std::max(most, bytes * float_transform_group(a.x.extents[2], bytes));
+    for (int p = 0; p < plan.size; ++p) {
+      const FloatTransformPart& part = plan.parts[p];
+      const Index bytes = copies_of(part) * bytes_of(part, served(part, s).places());
+      if (bytes > 0) most = std::max(most, bytes * float_transform_group(s.channels, bytes));
+    }
     return std::size_t(most);
   }
 
@@ -239,8 +243,8 @@ struct FloatTransformLongConv {
     for (int p = 0; p < plan.size; ++p) {
       const FloatTransformPart& part = plan.parts[p];
       const Status status = with_stored(part, [&](auto launch) {
-        launch.sequences = {s.sequences, part.more_than, part.at_most};
-        launch.first_channel = 0, launch.channels = s.channels, launch.stream = stream;
+        launch.part = part, launch.sequences = served(part, s);
+        launch.channels = s.channels, launch.stream = stream;
         return f(launch, static_cast<void*>(memory));
       });
       if (!status.ok()) return status;
@@ -253,7 +257,7 @@ struct FloatTransformLongConv {
   template <class Launch, class F>
   static Status for_groups(Launch launch, void* spectra, int copies, const F& f) {
     const FloatTransformPart& part = launch.part;
-    const Index all = launch.channels, bytes = copies * launch.bytes(part, launch.sequences.all.size());
+    const Index all = launch.channels, bytes = copies * launch.bytes(part, launch.sequences.places());
     const Index group = bytes > 0 ? float_transform_group(all, bytes) : all;
     const auto spectrum = launch.for_taps().in(spectra);
     for (Index first = 0; first < all; first += group) {
@@ -264,9 +268,10 @@ struct FloatTransformLongConv {
   }
 
   /// The gradients of the taps that a part's sequences meet, from the correlations of each, which are overwritten.
-  template <class Stored>
-  static Status sum_kernel_gradient(const FloatTransformLaunch<Stored>& launch, const LongConvBackwardArgs<T>& a,
-                                    const StoredPoints<Stored>& correlations, bool add) {
+  template <class Stored, bool OneColumn>
+  static Status sum_kernel_gradient(const FloatTransformLaunch<Stored, OneColumn>& launch,
+                                    const LongConvBackwardArgs<T>& a, const StoredPoints<Stored>& correlations,
+                                    bool add) {
     RealRows<float> to = tap_rows(launch.part, a.grad_taps, a.grad_back_taps);
     to.first = a.grad_skip, to.factor = 1.0f / float(launch.part.points()), to.add = add;
     FloatRowsCall<Stored> call = launch.rows();
@@ -277,7 +282,7 @@ struct FloatTransformLongConv {
     }
     call.points_to = correlations;
     if (Status s = launch.run(call); !s.ok()) return s;
-    return launch.for_taps().run_columns(to, correlations, launch.sequences.all.size());
+    return launch.for_taps().run_columns(to, correlations, launch.sequences.places());
   }
 };
 

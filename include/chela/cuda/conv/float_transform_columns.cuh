@@ -10,14 +10,14 @@
 
 namespace chela::cuda::detail {
 
-/// Points lie as [channel, sequence, column, point], channels counted within the group of a call.
+/// Points lie as [channel, place of the sequence, column, point], channels counted within the group of a call.
 template <class T, class Stored>
 struct FloatColumnsCall {
   RealRows<T> rows = {};
   StoredPoints<Stored> points = {};
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
-  Index sequences_between = 1;          ///< of points, from one channel to the next
+  Index places = 1;                     ///< of sequences, in the points
   int row_points = 0, row_threads = 0;  ///< row_threads: of the row kernel, whose warps share scales
   int channel_lanes = 1;  ///< neighbouring threads that have neighbouring channels, so that they meet whole sectors
 
@@ -35,16 +35,20 @@ __global__ void __launch_bounds__(column_threads)
     float_transform_columns_kernel(const __grid_constant__ FloatColumnsCall<T, Stored> call) {
   constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd, steps = column_steps(Columns);
   const int lanes = call.channel_lanes, step = column_threads / lanes, n = call.row_points;
-  const unsigned tiles = unsigned((n + step * steps - 1) / (step * steps)), rest = blockIdx.x / tiles;
-  const unsigned groups = unsigned(call.groups());
-  const Index sequence = rest / groups, wanted = Index(rest % groups) * lanes + int(threadIdx.x) % lanes;
+  const unsigned tiles = unsigned((n + step * steps - 1) / (step * steps)), groups = unsigned(call.groups());
+  // Blocks that follow each other have neighbouring tokens, or neighbouring channels where those are neighbours.
+  const unsigned rest = blockIdx.x / (lanes == 1 ? tiles : groups), next = blockIdx.x % (lanes == 1 ? tiles : groups);
+  const unsigned tile = lanes == 1 ? next : rest % tiles, group = lanes == 1 ? rest % groups : next;
+  const Index sequence = rest / (lanes == 1 ? groups : tiles);
+  const Index wanted = Index(group) * lanes + int(threadIdx.x) % lanes;
   const bool active = wanted < call.channels;  // the others take part in finding scales
-  const Index channel = active ? wanted : call.channels - 1, transform = channel * call.sequences_between + sequence;
+  const Index channel = active ? wanted : call.channels - 1;
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
   if (!call.sequences.has(tokens)) return;
   const RealRow<T> row(call.rows, tokens, sequence, call.first_channel + channel, n * Columns);
+  const Index transform = channel * call.places + call.sequences.place(tokens, sequence);
   Stored* points = call.points.points + transform * Columns * n;
-  const int first = int(blockIdx.x % tiles) * step * steps + int(threadIdx.x) / lanes;
+  const int first = int(tile) * step * steps + int(threadIdx.x) / lanes;
 #pragma unroll
   for (int j = first; j < min(n, first + step * steps); j += step) {
     float2 x[Columns];
@@ -76,7 +80,8 @@ __global__ void __launch_bounds__(column_threads)
   }
 }
 
-template <class T, class Stored>
+/// `OnlyOne`: no other number of columns is compiled.
+template <bool OnlyOne, class T, class Stored>
 Status transform_columns(const FloatColumnsCall<T, Stored>& call, int columns, cudaStream_t stream) {
   const auto run = [&]<int Columns>(std::integral_constant<int, Columns>) {
     const Index tiles = ceil_div(call.row_points, column_threads / call.channel_lanes * column_steps(Columns));
@@ -89,23 +94,31 @@ Status transform_columns(const FloatColumnsCall<T, Stored>& call, int columns, c
   };
   if constexpr (!StoredPoints<Stored>::scaled)
     if (columns == 1) return run(std::integral_constant<int, 1>{});
-  switch (columns) {
-    case 6:
-      return run(std::integral_constant<int, 6>{});
-    case 8:
-      return run(std::integral_constant<int, 8>{});
-    case 12:
-      return run(std::integral_constant<int, 12>{});
-    case 16:
-      return run(std::integral_constant<int, 16>{});
-    case 24:
-      return run(std::integral_constant<int, 24>{});
-    case 32:
-      return run(std::integral_constant<int, 32>{});
-    case 48:
-      return run(std::integral_constant<int, 48>{});
-    default:
-      return run(std::integral_constant<int, 64>{});
+  if constexpr (OnlyOne) {
+    return Status{};
+  } else {
+    switch (columns) {
+      case 3:
+        return run(std::integral_constant<int, 3>{});
+      case 4:
+        return run(std::integral_constant<int, 4>{});
+      case 6:
+        return run(std::integral_constant<int, 6>{});
+      case 8:
+        return run(std::integral_constant<int, 8>{});
+      case 12:
+        return run(std::integral_constant<int, 12>{});
+      case 16:
+        return run(std::integral_constant<int, 16>{});
+      case 24:
+        return run(std::integral_constant<int, 24>{});
+      case 32:
+        return run(std::integral_constant<int, 32>{});
+      case 48:
+        return run(std::integral_constant<int, 48>{});
+      default:
+        return run(std::integral_constant<int, 64>{});
+    }
   }
 }
 

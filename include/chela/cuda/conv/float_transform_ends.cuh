@@ -1,5 +1,7 @@
 #pragma once
 // Where the points of a transform come from and go to: rows of real numbers in the caller's tensors.
+#include <algorithm>
+
 #include "chela/cuda/conv/float_transform_trees.cuh"
 #include "chela/cuda/conv/sequence_tiles.cuh"
 #include "chela/cuda/element.cuh"
@@ -7,12 +9,24 @@
 namespace chela::cuda::detail {
 
 /// The sequences that transforms of one size serve: by their numbers of tokens, which for packed sequences only the
-/// device knows. A thread block that comes to another one leaves it alone.
+/// device knows. A thread block that comes to another one leaves it alone. Each has a place of its own in the points
+/// that lie in memory.
 struct ServedSequences {
   SequenceBatch all = {};
-  Index more_than = 0, at_most = 0;
+  Index more_than = 0, at_most = 0;  ///< tokens
 
   __device__ bool has(const Sequence& s) const { return s.count > more_than && s.count <= at_most; }
+
+  /// Places that serve all of them: packed sequences that begin within more_than tokens of each other are not both here.
+  constexpr Index places() const {
+    return all.cu_seqlens.present() ? std::min(all.size(), packed_places()) : all.size();
+  }
+  __device__ Index place(const Sequence& s, Index i) const {
+    return all.cu_seqlens.present() && packed_places() < all.size() ? s.begin / (more_than + 1) : i;
+  }
+
+ private:
+  CHELA_HOST_DEVICE constexpr Index packed_places() const { return all.tokens / (more_than + 1) + 1; }
 };
 
 /// Rows as a transform of N points sees them: row n of a sequence is the real part of point n, and row r of the R that

@@ -28,7 +28,7 @@ constexpr FloatTransformPart float_transform_of(Index least) {
   Index points = 256;
   while (points < least) points = points % 3 == 0 ? points / 3 * 4 : points / 2 * 3;
   if (points <= float_transform_most_row_points) return {1, int(points)};
-  constexpr Index short_rows = 4096, most_columns = 64;
+  constexpr Index short_rows = 8192, most_columns = 64;
   const Index rows = points <= most_columns * short_rows ? short_rows : float_transform_most_row_points;
   return {int(points / rows), int(rows)};
 }
@@ -75,10 +75,10 @@ struct FloatTransformPlan {
   }
 };
 
-/// Channels that are transformed together, so that what lies between two kernels stays in the second-level cache.
+/// Channels that are transformed together, of which one needs so many bytes of workspace: all of them within a limit,
+/// since small groups do not fill the device (H100).
 constexpr Index float_transform_group(Index channels, Index bytes_of_channel) {
-  constexpr Index group_bytes = Index(24) << 20;
-  constexpr Index sector = 8;
+  constexpr Index group_bytes = Index(1) << 30, sector = 8;
   Index group = std::clamp<Index>(group_bytes / bytes_of_channel, 1, channels);
   if (group < channels && group > sector) group -= group % sector;
   return group;

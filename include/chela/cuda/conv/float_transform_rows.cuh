@@ -8,9 +8,9 @@
 
 namespace chela::cuda::detail {
 
-/// Transforms longer than a block's are cut at their root in `columns` rows. Points and spectra lie as [channel,
-/// sequence, column, point], channels counted within the group of a call; a spectrum's points are in the order in which
-/// threads hold them.
+/// Transforms longer than a block's are cut at their root in `columns` rows. Points and spectra lie as [channel, place
+/// of the sequence, column, point], channels counted within the group of a call; a spectrum's points are in the order
+/// in which threads hold them.
 ///
 ///   from   real rows; or `points_from`; or `sum_from`, spectra to be summed over the sequences
 ///   then   forward, unless it was a spectrum
@@ -28,7 +28,7 @@ struct FloatRowsCall {
   bool conjugate = false, discard = false;
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
-  Index sequences_between = 1;        ///< of points and spectra, from one channel to the next
+  Index places = 1;                   ///< of sequences, in points and spectra
   int columns = 1, column_nodes = 1;  ///< column_nodes: the largest power of two that divides columns
   int run_shift = 0;                  ///< of points_from: 2^run_shift neighbouring points share a scale
 
@@ -57,15 +57,19 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
   const bool active = number < call.rows() && (call.sum_from.present() || call.sequences.has(tokens));
   if (S::rows == 1 && !active) return;
-  const Index transform = channel * call.sequences_between + sequence, at = transform * call.columns + column;
+  const Index transform =
+      channel * call.places + (call.sum_from.present() ? 0 : call.sequences.place(tokens, sequence));
+  const Index at = transform * call.columns + column;
   static_assert(!StoredPoints<Stored>::scaled || threads % 32 == 0, "a warp shares a scale");
 
   float2 x[per_thread];
   if (call.sum_from.present()) {
     for_constants<per_thread>([&](auto e) { x[e] = {0, 0}; });
     for (Index i = 0; i < call.sequences.all.size(); ++i) {
-      if (!call.sequences.has(sequence_inside(call.sequences.all, i))) continue;
-      load_row<threads, per_thread>(call.sum_from, at + i * call.columns, t, [&](auto e, float2 term) {
+      const Sequence summed = sequence_inside(call.sequences.all, i);
+      if (!call.sequences.has(summed)) continue;
+      const Index from = at + call.sequences.place(summed, i) * call.columns;
+      load_row<threads, per_thread>(call.sum_from, from, t, [&](auto e, float2 term) {
         x[e] = {x[e].x + term.x, x[e].y + term.y};
       });
     }

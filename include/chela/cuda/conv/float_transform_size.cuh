@@ -75,7 +75,7 @@ auto with_row_size(int points, F f) {
 /// The same for the rows of transforms of several columns.
 template <class F>
 auto with_column_row_size(int points, F f) {
-  return points == 4096 ? f(RowSize<4096, 16, 16, 16>{}) : f(RowSize<16384, 32, 32, 16>{});
+  return points == 8192 ? f(RowSize<8192, 32, 16, 16>{}) : f(RowSize<16384, 32, 32, 16>{});
 }
 
 /// Threads of a row of so many points.
