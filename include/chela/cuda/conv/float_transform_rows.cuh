@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
       __syncthreads();
   };
 
-  const Index number = Index(blockIdx.x) * S::rows + int(threadIdx.x) / threads, served = call.served();
-  const Index row = number < call.rows() ? number : 0;
-  const Index sequence = row % served, column = row / served % call.columns, channel = row / served / call.columns;
+  const unsigned number = blockIdx.x * S::rows + threadIdx.x / threads, rows = unsigned(call.rows());
+  const unsigned served = unsigned(call.served()), columns = unsigned(call.columns), row = number < rows ? number : 0;
+  const Index sequence = row % served, column = row / served % columns, channel = row / served / columns;
   const Sequence tokens = sequence_inside(call.sequences.all, sequence);
-  const bool active = number < call.rows() && (call.sum_from.present() || call.sequences.has(tokens));
+  const bool active = number < rows && (call.sum_from.present() || call.sequences.has(tokens));
   if (S::rows == 1 && !active) return;
   const Index transform =
       channel * call.places + (call.sum_from.present() ? 0 : call.sequences.place(tokens, sequence));
@@ -135,7 +135,7 @@ Status transform_rows(const FloatRowsCall<Stored>& call, int points, cudaStream_
   const auto run = [&]<class S>(S) {
     const Index blocks = ceil_div(call.rows(), S::rows);
     if (blocks == 0) return Status{};
-    if (blocks >= Index(1) << 31)
+    if (call.rows() >= Index(1) << 31)
       return Status{Code::unsupported, "too many rows for one call on the GPU; call with fewer sequences"};
     return launch(float_transform_rows_kernel<S, Stored>, dim3(unsigned(blocks)), S::block_threads, S::shared_bytes,
                   stream, call);

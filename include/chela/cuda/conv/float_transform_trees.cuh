@@ -234,7 +234,10 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void inverse_root(float2* x, float place) 
   const TurnLadder<R> ladder(place * (2.0f / R));
   for_constants<Q>([&](auto k) { inverse_tree<R>(x + R * k, ladder); });
   if constexpr (Q > 1) {
-    const float2 one = SmallTurn(place * (-2.0f / (Q * R))).point();
+    constexpr int below = Q * R >= 8 ? 0 : Q * R >= 4 ? 1 : 2;  // as in TurnLadder
+    SmallTurn turn(place * (-2.0f / (Q * R << below)));
+    for_constants<below>([&](auto) { turn.twice(); });
+    const float2 one = turn.point();
     for_constants<R>([&](auto i) {
       float2 power = turned<-2 * i, Q * R>(one);
       const float2 first = power;
