@@ -59,16 +59,16 @@ __global__ void __launch_bounds__(column_threads)
       HalfScale scale{1, 1};
       if constexpr (StoredPoints<Stored>::scaled) {
         float largest = 0;
-        for_constants<Columns>([&](auto e) { largest = larger(largest, x[e]); });
+        for_each_constant<Columns>([&](auto e) { largest = larger(largest, x[e]); });
         scale = HalfScale::of(largest, lanes);
         if (active && int(threadIdx.x) % 32 < lanes) *call.points.run_scale(transform, j * lanes / 32, n) = scale.up;
       }
       if (!active) continue;
-      for_constants<Columns>([&](auto e) { *point = stored<Stored>(x[e], scale.down), point += n; });
+      for_each_constant<Columns>([&](auto e) { *point = stored<Stored>(x[e], scale.down), point += n; });
     } else {
       if (!active) continue;
       const float* scales = call.points.row_scale(transform * Columns, j % max(call.row_threads, 32), n);
-      for_constants<Columns>([&](auto e) {
+      for_each_constant<Columns>([&](auto e) {
         float up = 1;
         if constexpr (StoredPoints<Stored>::scaled) up = *scales, scales += n / 32;
         x[e] = unstored(*point, up), point += n;

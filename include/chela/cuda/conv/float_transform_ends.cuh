@@ -64,13 +64,13 @@ struct RealRow {
   __device__ void load(float2 (&x)[E], int n, int spacing) const {
     const T* from = ahead + n * step;
     const Index between = spacing * step;
-    for_constants<E>([&](auto e) {
+    for_each_constant<E>([&](auto e) {
       x[e] = {n + e * spacing < count ? static_cast<float>(*from) : 0, 0};
       from += between;
     });
-    if (factor != 1) for_constants<E>([&](auto e) { x[e].x *= factor; });
+    if (factor != 1) for_each_constant<E>([&](auto e) { x[e].x *= factor; });
     if (!behind) return;
-    for_constants<E>([&](auto e) {
+    for_each_constant<E>([&](auto e) {
       const int from = n + e * spacing - behind_from;
       if (from >= 0) x[e].y = -factor * static_cast<float>(behind[from * behind_step]);
     });
@@ -85,21 +85,22 @@ struct RealRow {
     if (ahead && !add && !first && !behind) {
       T* to = ahead + n * step;
       const Index between = spacing * step;
-      for_constants<E>([&](auto e) {
+      for_each_constant<E>([&](auto e) {
         const float2 turn = turned<-e, 2 * E>(base);
         if (n + e * spacing < count) *to = T(fmaf(x[e].x, turn.x, -x[e].y * turn.y));
         to += between;
       });
       return;
     }
-    for_constants<E>([&](auto less) {  // from the last: in the same order, work on both ways is done before, and kept
-      constexpr int e = E - 1 - less;
-      const int at = n + e * spacing;
-      const float2 point = times(x[e], turned<-e, 2 * E>(base));
-      if (at < count && ahead) put(ahead[at * step], point.x);
-      if (at >= behind_from) put(behind[(at - behind_from) * behind_step], -point.y);
-      if (at == 0 && first) put(*first, point.x);
-    });
+    for_each_constant<E>(
+        [&](auto less) {  // from the last: in the same order, work on both ways is done before, and kept
+          constexpr int e = E - 1 - less;
+          const int at = n + e * spacing;
+          const float2 point = times(x[e], turned<-e, 2 * E>(base));
+          if (at < count && ahead) put(ahead[at * step], point.x);
+          if (at >= behind_from) put(behind[(at - behind_from) * behind_step], -point.y);
+          if (at == 0 && first) put(*first, point.x);
+        });
   }
 
  private:

@@ -87,12 +87,12 @@ __device__ void store_row(const StoredPoints<Stored>& to, Index row, int t, cons
   HalfScale scale{1, 1};
   if constexpr (StoredPoints<Stored>::scaled) {
     float largest = 0;
-    for_constants<E>([&](auto e) { largest = larger(largest, point(e)); });
+    for_each_constant<E>([&](auto e) { largest = larger(largest, point(e)); });
     scale = HalfScale::of(largest, 1);
     if (t % 32 == 0) *to.row_scale(row, t, row_points) = scale.up;
   }
   Stored* at = to.points + row * row_points + t;
-  for_constants<E>([&](auto e) { at[e * Threads] = stored<Stored>(point(e), scale.down); });
+  for_each_constant<E>([&](auto e) { at[e * Threads] = stored<Stored>(point(e), scale.down); });
 }
 
 /// Calls use(e, point) for the points of a row that store_row put.
@@ -102,7 +102,7 @@ __device__ void load_row(const StoredPoints<Stored>& from, Index row, int t, con
   float up = 1;
   if constexpr (StoredPoints<Stored>::scaled) up = *from.row_scale(row, t, row_points);
   const Stored* at = from.points + row * row_points + t;
-  for_constants<E>([&](auto e) { use(e, unstored(at[e * Threads], up)); });
+  for_each_constant<E>([&](auto e) { use(e, unstored(at[e * Threads], up)); });
 }
 
 }  // namespace chela::cuda::detail

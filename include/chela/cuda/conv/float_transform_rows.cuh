@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
 
   float2 x[per_thread];
   if (call.sum_from.present()) {
-    for_constants<per_thread>([&](auto e) { x[e] = {0, 0}; });
+    for_each_constant<per_thread>([&](auto e) { x[e] = {0, 0}; });
     for (Index i = 0; i < call.sequences.all.size(); ++i) {
       const Sequence summed = sequence_inside(call.sequences.all, i);
       if (!call.sequences.has(summed)) continue;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
     if (call.points_from.present()) {
       const Stored* from = call.points_from.points + at * points + t;
       const float* scale = call.points_from.run_scale(transform, 0, points);
-      for_constants<per_thread>([&](auto e) {
+      for_each_constant<per_thread>([&](auto e) {
         float up = 1;
         if constexpr (StoredPoints<Stored>::scaled) up = scale[(t + e * threads) >> call.run_shift];
         x[e] = active ? unstored(from[e * threads], up) : float2{0, 0};

@@ -105,16 +105,16 @@ struct RowThread {
 
   template <int P>
   CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void store(const float2 (&x)[per_thread], float2* shared) const {
-    for_constants<S::trees(P)>([&](auto u) {
+    for_each_constant<S::trees(P)>([&](auto u) {
       float2* to = shared + S::padded(first<P>(u));
-      for_constants<S::radix(P)>([&](auto i) { to[S::padded(S::stride(P) * i)] = x[u * S::radix(P) + i]; });
+      for_each_constant<S::radix(P)>([&](auto i) { to[S::padded(S::stride(P) * i)] = x[u * S::radix(P) + i]; });
     });
   }
   template <int P>
   CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void load(float2 (&x)[per_thread], const float2* shared) const {
-    for_constants<S::trees(P)>([&](auto u) {
+    for_each_constant<S::trees(P)>([&](auto u) {
       const float2* from = shared + S::padded(first<P>(u));
-      for_constants<S::radix(P)>([&](auto i) { x[u * S::radix(P) + i] = from[S::padded(S::stride(P) * i)]; });
+      for_each_constant<S::radix(P)>([&](auto i) { x[u * S::radix(P) + i] = from[S::padded(S::stride(P) * i)]; });
     });
   }
 
@@ -128,7 +128,7 @@ struct RowThread {
         forward_tree<per_thread>(x, TurnLadder<per_thread>(angle * (2.0f / per_thread)));
     } else {
       constexpr int radix = S::radix(P), nodes = S::points / S::block(P) / S::odd;  // of one of the trees
-      for_constants<S::trees(P)>([&](auto u) {
+      for_each_constant<S::trees(P)>([&](auto u) {
         const int n = node<P>(u);
         float root = angle;
         if constexpr (S::odd > 1) root = (0.25f + float(n / nodes)) / float(S::odd);
@@ -144,9 +144,9 @@ struct RowThread {
     if constexpr (P == 0) {
       inverse_root<S::odd, per_thread / S::odd>(x, float(t) * (1.0f / stride));
     } else if constexpr (stride == 1) {
-      for_constants<S::trees(P)>([&](auto u) { innermost_inverse_tree<radix>(x + u * radix); });
+      for_each_constant<S::trees(P)>([&](auto u) { innermost_inverse_tree<radix>(x + u * radix); });
     } else {
-      for_constants<S::trees(P)>([&](auto u) {
+      for_each_constant<S::trees(P)>([&](auto u) {
         inverse_tree<radix>(x + u * radix, TurnLadder<radix>(float(place<P>(u)) * (2.0f / (stride * radix))));
       });
     }
@@ -157,7 +157,7 @@ struct RowThread {
 template <class S, class Barrier>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void transform_row(const RowThread<S>& thread, float2 (&x)[S::per_thread],
                                                          float2* shared, float angle, const Barrier& barrier) {
-  for_constants<S::passes>([&](auto p) {
+  for_each_constant<S::passes>([&](auto p) {
     if constexpr (p > 0) thread.template load<p>(x, shared);
     thread.template forward<p>(x, angle);
     if constexpr (p + 1 < S::passes) {
@@ -169,7 +169,7 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void transform_row(const RowThread<S>& thr
 template <class S, class Barrier>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void transform_row_back(const RowThread<S>& thread, float2 (&x)[S::per_thread],
                                                               float2* shared, const Barrier& barrier) {
-  for_constants<S::passes>([&](auto from_inside) {
+  for_each_constant<S::passes>([&](auto from_inside) {
     constexpr int p = S::passes - 1 - from_inside;
     if constexpr (p + 1 < S::passes) thread.template load<p>(x, shared);
     thread.template inverse<p>(x);

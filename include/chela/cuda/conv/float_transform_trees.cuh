@@ -13,7 +13,7 @@ namespace chela::cuda::detail {
 
 /// Calls f(std::integral_constant<int, i>) for i from 0 to N - 1.
 template <int N, class F>
-CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void for_constants(F f) {
+CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void for_each_constant(F f) {
   [&]<int... I>(std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
   (std::make_integer_sequence<int, N>{});
 }
@@ -117,8 +117,8 @@ struct TurnLadder {
   CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE explicit TurnLadder(float x) {
     constexpr int below = R >= 8 ? 0 : R == 4 ? 1 : 2;  // doublings before the first rung, from an angle small enough
     SmallTurn turn(x * (1.0f / float(1 << below)));
-    for_constants<below>([&](auto) { turn.twice(); });
-    for_constants<rungs>([&](auto m) {
+    for_each_constant<below>([&](auto) { turn.twice(); });
+    for_each_constant<rungs>([&](auto m) {
       rung[m] = turn.point();
       if constexpr (m + 1 < rungs) turn.twice();
     });
@@ -130,7 +130,7 @@ template <int R, int Num, int Den>
 struct ConstantLadder {
   float2 rung[TurnLadder<R>::rungs > 0 ? TurnLadder<R>::rungs : 1];
   CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE ConstantLadder() {
-    for_constants<TurnLadder<R>::rungs>([&](auto m) {
+    for_each_constant<TurnLadder<R>::rungs>([&](auto m) {
       constexpr float2 turn = constant_turn(double(Num) / Den * (1 << m));
       rung[m] = turn;
     });
@@ -141,14 +141,14 @@ struct ConstantLadder {
 template <int R, class Ladder>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void forward_tree(float2* x, const Ladder& ladder) {
   constexpr int levels = log2_of(R);
-  for_constants<levels>([&](auto l) {
+  for_each_constant<levels>([&](auto l) {
     constexpr int half = R >> (l + 1), nodes = 1 << l;
-    for_constants<(nodes + 1) / 2>([&](auto m) {
+    for_each_constant<(nodes + 1) / 2>([&](auto m) {
       float2* node = x + 4 * half * m;
       const float2 w = turned<reversed_bits(2 * m, l), nodes>(ladder.rung[levels - 1 - l]);
-      for_constants<half>([&](auto i) { turned_pair(node[i], node[half + i], w); });
+      for_each_constant<half>([&](auto i) { turned_pair(node[i], node[half + i], w); });
       if constexpr (l > 0)  // the sibling turns a quarter of the circle further
-        for_constants<half>([&](auto i) { turned_pair(node[2 * half + i], node[3 * half + i], {-w.y, w.x}); });
+        for_each_constant<half>([&](auto i) { turned_pair(node[2 * half + i], node[3 * half + i], {-w.y, w.x}); });
     });
   });
 }
@@ -158,14 +158,15 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void forward_tree(float2* x, const Ladder&
 template <int R, class Ladder>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void inverse_tree(float2* x, const Ladder& ladder) {
   constexpr int levels = log2_of(R);
-  for_constants<levels>([&](auto from_inside) {
+  for_each_constant<levels>([&](auto from_inside) {
     constexpr int l = levels - 1 - from_inside, half = R >> (l + 1);
-    for_constants<(half + 1) / 2>([&](auto i) {
+    for_each_constant<(half + 1) / 2>([&](auto i) {
       const float2 rung = ladder.rung[l];
       const float2 w = turned<-i, half>(float2{rung.x, -rung.y});
-      for_constants<R / (2 * half)>([&](auto k) { turned_pair(x[2 * half * k + i], x[2 * half * k + half + i], w); });
+      for_each_constant<R / (2 * half)>(
+          [&](auto k) { turned_pair(x[2 * half * k + i], x[2 * half * k + half + i], w); });
       if constexpr (half > 1)
-        for_constants<R / (2 * half)>([&](auto k) {
+        for_each_constant<R / (2 * half)>([&](auto k) {
           constexpr int low = 2 * half * k + half / 2 + i;
           turned_pair(x[low], x[low + half], {w.y, -w.x});
         });
@@ -177,10 +178,10 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void inverse_tree(float2* x, const Ladder&
 template <int R>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void innermost_inverse_tree(float2* x) {
   constexpr int levels = log2_of(R);
-  for_constants<levels>([&](auto from_inside) {
+  for_each_constant<levels>([&](auto from_inside) {
     constexpr int half = 1 << from_inside;
-    for_constants<R / (2 * half)>([&](auto k) {
-      for_constants<half>([&](auto i) {
+    for_each_constant<R / (2 * half)>([&](auto k) {
+      for_each_constant<half>([&](auto i) {
         constexpr int low = 2 * half * k + i;
         turned_pair<-i, half>(x[low], x[low + half]);
       });
@@ -195,15 +196,15 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void odd_transform(float2* x) {
   constexpr int half = Q / 2;
   const float2 first = x[0];
   float2 sum[half], difference[half];
-  for_constants<half>([&](auto m) {
+  for_each_constant<half>([&](auto m) {
     const float2 a = x[(m + 1) * Step], b = x[(Q - 1 - m) * Step];
     sum[m] = {a.x + b.x, a.y + b.y}, difference[m] = {a.x - b.x, a.y - b.y};
     x[0] = {x[0].x + sum[m].x, x[0].y + sum[m].y};
   });
-  for_constants<half>([&](auto less_one) {
+  for_each_constant<half>([&](auto less_one) {
     constexpr int k = less_one + 1;
     float2 even = first, odd{0, 0};
-    for_constants<half>([&](auto m) {
+    for_each_constant<half>([&](auto m) {
       constexpr float2 root = constant_turn(2.0 * (k * (m + 1) % Q) / Q);
       even = {fmaf(root.x, sum[m].x, even.x), fmaf(root.x, sum[m].y, even.y)};
       odd = {fmaf(Sign * root.y, difference[m].x, odd.x), fmaf(Sign * root.y, difference[m].y, odd.y)};
@@ -217,31 +218,31 @@ CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void odd_transform(float2* x) {
 template <int Q, int R>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void forward_root(float2* x) {
   if constexpr (Q > 1) {
-    for_constants<R>([&](auto i) {
-      for_constants<Q - 1>([&](auto e) {
+    for_each_constant<R>([&](auto i) {
+      for_each_constant<Q - 1>([&](auto e) {
         constexpr float2 turn = constant_turn((e + 1) / (2.0 * Q));
         x[i + R * (e + 1)] = times(x[i + R * (e + 1)], turn);
       });
       odd_transform<Q, 1, R>(x + i);
     });
   }
-  for_constants<Q>([&](auto k) { forward_tree<R>(x + R * k, ConstantLadder<R, 1 + 4 * k, 2 * Q * R>{}); });
+  for_each_constant<Q>([&](auto k) { forward_tree<R>(x + R * k, ConstantLadder<R, 1 + 4 * k, 2 * Q * R>{}); });
 }
 
 /// Inverse over Q R points that lie h apart, at place j, without the turn by exp(-i pi n / 2N). `place` is j / h.
 template <int Q, int R>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void inverse_root(float2* x, float place) {
   const TurnLadder<R> ladder(place * (2.0f / R));
-  for_constants<Q>([&](auto k) { inverse_tree<R>(x + R * k, ladder); });
+  for_each_constant<Q>([&](auto k) { inverse_tree<R>(x + R * k, ladder); });
   if constexpr (Q > 1) {
     constexpr int below = Q * R >= 8 ? 0 : Q * R >= 4 ? 1 : 2;  // as in TurnLadder
     SmallTurn turn(place * (-2.0f / (Q * R << below)));
-    for_constants<below>([&](auto) { turn.twice(); });
+    for_each_constant<below>([&](auto) { turn.twice(); });
     const float2 one = turn.point();
-    for_constants<R>([&](auto i) {
+    for_each_constant<R>([&](auto i) {
       float2 power = turned<-2 * i, Q * R>(one);
       const float2 first = power;
-      for_constants<Q - 1>([&](auto e) {
+      for_each_constant<Q - 1>([&](auto e) {
         x[i + R * (e + 1)] = times(x[i + R * (e + 1)], power);
         if constexpr (e + 2 < Q) power = times(power, first);
       });

@@ -357,7 +357,7 @@ struct HalfTransformLongConv {
 
 template <HalfElement T>
 struct LongConvTransforms<T> {
-  using List = LongConvStrategies<T, HalfTransformLongConv<T>>;
+  using List = LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>;
 };
 
 }  // namespace chela::cuda::detail
