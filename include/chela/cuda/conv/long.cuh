@@ -11,7 +11,6 @@
 // LongConvPolicy{.method = LongConvMethod::direct} chooses the direct sums at any size.
 #include <cuda_runtime.h>
 
-#include "chela/cuda/conv/long_half_transform.cuh"
 #include "chela/cuda/conv/long_states.cuh"
 #include "chela/cuda/conv/long_strategy.cuh"
 #include "chela/cuda/device.cuh"
@@ -44,7 +43,7 @@ std::size_t bytes_of_long_conv(const Args& args, F f) {
   std::size_t bytes = 0;
   if (!check(args).ok() || !has_outputs(long_conv_shape(args))) return bytes;
   const Args met = within_reach(P, args);
-  const Status status = with_strategy<T>(P, met, [&]<class S>(S) {
+  const Status status = with_strategy<P, T>(met, [&]<class S>(S) {
     bytes = f(S{}, met);
     return Status{};
   });
@@ -70,7 +69,7 @@ Status prepare_long_conv_kernel(const Args& args, PreparedKernel kernel, cudaStr
       !s.ok())
     return s;
   const Args met = within_reach(P, args);
-  return with_strategy<T>(P, met, [&]<class S>(S) { return S::prepare(P, met, kernel.data, stream); });
+  return with_strategy<P, T>(met, [&]<class S>(S) { return S::prepare(P, met, kernel.data, stream); });
 }
 
 /// Cuts a workspace in the taps' memory and the rest.
@@ -117,7 +116,7 @@ Status long_conv(const LongConvArgs<T>& args, PreparedKernel kernel, Workspace w
   const LongConvShape shape = long_conv_shape(args);
   if (detail::has_outputs(shape)) {
     const LongConvArgs<T> met = detail::within_reach(P, args);
-    const Status status = detail::with_strategy<T>(P, met, [&]<class S>(S) {
+    const Status status = detail::with_strategy<P, T>(met, [&]<class S>(S) {
       if (Status s = check_workspace(workspace, S::workspace_bytes(P, met)); !s.ok()) return s;
       if (Status s = require(kernel.bytes >= S::kernel_bytes(P, met), Code::bad_shape,
                              "kernel is smaller than prepared_kernel_bytes(args) says");

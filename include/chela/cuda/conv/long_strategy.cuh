@@ -5,6 +5,7 @@
 
 #include "chela/conv/long.hpp"
 #include "chela/cuda/conv/float_transform.cuh"
+#include "chela/cuda/conv/half_transform.cuh"
 #include "chela/cuda/conv/long_direct.cuh"
 #include "chela/cuda/workspace.cuh"
 
@@ -43,18 +44,24 @@ template <class T>
 struct LongConvTransforms {
   using List = LongConvStrategies<T, FloatTransformLongConv<T>>;
 };
+template <HalfElement T>
+struct LongConvTransforms<T> {
+  using List = LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>;
+};
 
-template <class T, class Args, class F>
-Status with_first_that_serves(LongConvStrategies<T>, const LongConvPolicy& policy, const Args&, F f) {
-  if (policy.method == LongConvMethod::automatic) return f(DirectLongConv<T>{});
-  return {Code::unsupported,
-          "no transform on the GPU takes these sizes and types; LongConvMethod::direct takes any, automatic what does"};
+template <LongConvPolicy P, class T, class Args, class F>
+Status with_first_that_serves(LongConvStrategies<T>, const Args&, F f) {
+  if constexpr (P.method == LongConvMethod::automatic)
+    return f(DirectLongConv<T>{});
+  else
+    return {Code::unsupported,
+            "no transform on the GPU takes these sizes and types; LongConvMethod::direct takes any, automatic what "
+            "does"};
 }
-template <class T, class First, class... Rest, class Args, class F>
-Status with_first_that_serves(LongConvStrategies<T, First, Rest...>, const LongConvPolicy& policy, const Args& args,
-                              F f) {
-  if (First::serves(policy, args)) return f(First{});
-  return with_first_that_serves(LongConvStrategies<T, Rest...>{}, policy, args, f);
+template <LongConvPolicy P, class T, class First, class... Rest, class Args, class F>
+Status with_first_that_serves(LongConvStrategies<T, First, Rest...>, const Args& args, F f) {
+  if (First::serves(P, args)) return f(First{});
+  return with_first_that_serves<P>(LongConvStrategies<T, Rest...>{}, args, f);
 }
 
 template <class T>
@@ -66,15 +73,20 @@ constexpr bool meets_states(const LongConvBackwardArgs<T>& a) {
   return a.initial_state.present() || a.grad_initial_state.present();
 }
 
-/// Calls f(strategy) with the one for these arguments, which are within reach.
-template <class T, class Args, class F>
-Status with_strategy(const LongConvPolicy& policy, const Args& args, F f) {
-  const LongConvShape s = long_conv_shape(args);
-  const bool few_products = long_conv_products(s.tokens, s.taps, s.back_taps, meets_states(args)) <=
-                            double(direct_products<T>(policy)) * double(s.tokens);
-  if (policy.method == LongConvMethod::direct || (policy.method == LongConvMethod::automatic && few_products))
+/// Calls f(strategy) with the one for these arguments, which are within reach. Only those that a policy may choose are
+/// compiled.
+template <LongConvPolicy P, class T, class Args, class F>
+Status with_strategy(const Args& args, F f) {
+  if constexpr (P.method == LongConvMethod::direct) {
     return f(DirectLongConv<T>{});
-  return with_first_that_serves(typename LongConvTransforms<T>::List{}, policy, args, f);
+  } else {
+    if constexpr (P.method == LongConvMethod::automatic) {
+      const LongConvShape s = long_conv_shape(args);
+      const double products = long_conv_products(s.tokens, s.taps, s.back_taps, meets_states(args));
+      if (products <= double(direct_products<T>(P)) * double(s.tokens)) return f(DirectLongConv<T>{});
+    }
+    return with_first_that_serves<P>(typename LongConvTransforms<T>::List{}, args, f);
+  }
 }
 
 /// A copy of the arguments with what outputs can meet: taps by policy, tokens and states.

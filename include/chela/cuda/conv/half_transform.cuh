@@ -18,8 +18,8 @@
 
 #include "chela/cuda/conv/half_gradient.cuh"
 #include "chela/cuda/conv/half_tiles.cuh"
-#include "chela/cuda/conv/long_strategy.cuh"
 #include "chela/cuda/conv/turn_rows.cuh"
+#include "chela/cuda/workspace.cuh"
 
 namespace chela::cuda::detail {
 
@@ -353,11 +353,6 @@ struct HalfTransformLongConv {
                                   call.channels, call.sums_of_channel, call.gradient};
     return launch_rows<Row>(half_gradient_sum_kernel<Row>, s.channels, convolution_row_bytes<Row>, 0, sum, stream);
   }
-};
-
-template <HalfElement T>
-struct LongConvTransforms<T> {
-  using List = LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>;
 };
 
 }  // namespace chela::cuda::detail
