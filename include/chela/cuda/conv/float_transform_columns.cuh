@@ -21,13 +21,13 @@ struct FloatColumnsCall {
   int row_points = 0, row_threads = 0;  ///< row_threads: of the row kernel, whose warps share scales
   int channel_lanes = 1;  ///< neighbouring threads that have neighbouring channels, so that they meet whole sectors
 
-  constexpr Index groups() const { return ceil_div(channels, channel_lanes); }
+  CHELA_HOST_DEVICE constexpr Index groups() const { return ceil_div(channels, channel_lanes); }
 };
 
 inline constexpr int column_threads = 128;
 
 /// Columns of points that a thread computes one after the other, so that finding them costs little.
-constexpr int column_steps(int columns) { return columns == 1 ? 8 : 1; }
+CHELA_HOST_DEVICE constexpr int column_steps(int columns) { return columns == 1 ? 8 : 1; }
 
 /// Rows to points if T is const, points to rows otherwise.
 template <int Columns, class T, class Stored>

@@ -39,7 +39,7 @@ struct StoredPoints {
         rest.run_scales += transform * (row_points / shortest_run);
     return rest;
   }
-  constexpr bool present() const { return points != nullptr; }
+  CHELA_HOST_DEVICE constexpr bool present() const { return points != nullptr; }
 
   __device__ float* row_scale(Index row, int t, int row_points) const {
     return row_scales + row * (row_points / warp) + t / warp;

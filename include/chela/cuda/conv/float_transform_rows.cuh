@@ -32,8 +32,8 @@ struct FloatRowsCall {
   int columns = 1, column_nodes = 1;  ///< column_nodes: the largest power of two that divides columns
   int run_shift = 0;                  ///< of points_from: 2^run_shift neighbouring points share a scale
 
-  constexpr Index served() const { return sum_from.present() ? 1 : sequences.all.size(); }
-  constexpr Index rows() const { return channels * columns * served(); }
+  CHELA_HOST_DEVICE constexpr Index served() const { return sum_from.present() ? 1 : sequences.all.size(); }
+  CHELA_HOST_DEVICE constexpr Index rows() const { return channels * columns * served(); }
 };
 
 template <class S, class Stored>

@@ -15,20 +15,20 @@ template <int Points, int PerThread, int... Radices>
 struct RowSize {
   static constexpr int points = Points, per_thread = PerThread, threads = Points / PerThread;
   static constexpr int odd = PerThread % 3 == 0 ? 3 : 1, passes = 1 + sizeof...(Radices);
-  static constexpr int radix(int pass) {
+  CHELA_HOST_DEVICE static constexpr int radix(int pass) {
     constexpr int all[] = {PerThread, Radices...};
     return all[pass];
   }
   static_assert((PerThread * ... * Radices) == Points, "the radices must multiply to the number of points");
 
   /// Of a pass, the points of a block and the distance of the points in a tree.
-  static constexpr int block(int pass) { return pass == 0 ? Points : block(pass - 1) / radix(pass - 1); }
-  static constexpr int stride(int pass) { return block(pass) / radix(pass); }
-  static constexpr int trees(int pass) { return PerThread / radix(pass); }  ///< of each thread
+  CHELA_HOST_DEVICE static constexpr int block(int pass) { return pass == 0 ? Points : block(pass - 1) / radix(pass - 1); }
+  CHELA_HOST_DEVICE static constexpr int stride(int pass) { return block(pass) / radix(pass); }
+  CHELA_HOST_DEVICE static constexpr int trees(int pass) { return PerThread / radix(pass); }  ///< of each thread
 
   /// Shared memory has a gap after so many points, against bank conflicts of the last pass.
   static constexpr int gap_shift = radix(passes - 1) == 32 ? 5 : 4;
-  static constexpr int padded(int place) { return place + (place >> gap_shift); }
+  CHELA_HOST_DEVICE static constexpr int padded(int place) { return place + (place >> gap_shift); }
 
   /// Rows share a block of threads that would be small.
   static constexpr int rows = threads < 128 ? 128 / threads : 1;

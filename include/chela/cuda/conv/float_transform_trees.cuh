@@ -11,24 +11,31 @@
 
 namespace chela::cuda::detail {
 
-/// Calls f(std::integral_constant<int, i>) for i from 0 to N - 1.
+/// A number known at compile time. Unlike std::integral_constant it is one for the device too.
+template <int N>
+struct IntConstant {
+  static constexpr int value = N;
+  CHELA_HOST_DEVICE constexpr operator int() const { return N; }
+};
+
+/// Calls f(IntConstant<i>) for i from 0 to N - 1.
 template <int N, class F>
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE void for_each_constant(F f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
+  [&]<int... I>(std::integer_sequence<int, I...>) { (f(IntConstant<I>{}), ...); }
   (std::make_integer_sequence<int, N>{});
 }
 
-constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
+CHELA_HOST_DEVICE constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
 /// The lowest `bits` bits of x in reverse order.
-constexpr int reversed_bits(int x, int bits) {
+CHELA_HOST_DEVICE constexpr int reversed_bits(int x, int bits) {
   int y = 0;
   for (int i = 0; i < bits; ++i) y |= (x >> i & 1) << (bits - 1 - i);
   return y;
 }
 
 /// cos(pi x) and sin(pi x) at compile time, |x| at most 2.
-constexpr double cosine(double x) {
+CHELA_HOST_DEVICE constexpr double cosine(double x) {
   if (x < 0) x = -x;
   if (x > 1) x = 2 - x;
   if (x > 0.5) return -cosine(1 - x);
@@ -37,10 +44,10 @@ constexpr double cosine(double x) {
   for (int n = x > 0.25 ? 2 : 1; n < 24; n += 2) sum += term *= -angle * angle / (n * (n + 1));
   return sum;
 }
-constexpr double sine(double x) { return x < -1.5 ? cosine(x + 1.5) : cosine(x - 0.5); }
+CHELA_HOST_DEVICE constexpr double sine(double x) { return x < -1.5 ? cosine(x + 1.5) : cosine(x - 0.5); }
 
 /// exp(i pi x) at compile time.
-constexpr float2 constant_turn(double x) { return {float(cosine(x)), float(sine(x))}; }
+CHELA_HOST_DEVICE constexpr float2 constant_turn(double x) { return {float(cosine(x)), float(sine(x))}; }
 
 CHELA_HOST_DEVICE CHELA_ALWAYS_INLINE float2 times(float2 a, float2 b) {
   return {fmaf(a.x, b.x, -a.y * b.y), fmaf(a.x, b.y, a.y * b.x)};
