@@ -4,14 +4,16 @@
 
 namespace chela::test {
 
+constexpr LongConvPolicy in_floats{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::accumulator};
+
 TEST_CASE("outputs and final states") {
-  for (const LongCase& c : long_conv_cases()) check_forward<whole, float>(c);
-  for (const LongCase& c : packed_long_conv_cases()) check_forward<whole, float>(c);
+  for (const LongCase& c : long_conv_cases()) check_forward<in_floats, float>(c);
+  for (const LongCase& c : packed_long_conv_cases()) check_forward<in_floats, float>(c);
 }
 
 TEST_CASE("gradients") {
-  for (const LongCase& c : long_conv_cases()) check_backward<whole, float>(c);
-  for (const LongCase& c : packed_long_conv_cases()) check_backward<whole, float>(c);
+  for (const LongCase& c : long_conv_cases()) check_backward<in_floats, float>(c);
+  for (const LongCase& c : packed_long_conv_cases()) check_backward<in_floats, float>(c);
 }
 
 /// Sequences that just fill each transform that a thread block holds, and one token more, as rows that the kernel reads
@@ -21,14 +23,14 @@ TEST_CASE("every size of a transform") {
     for (Index tokens : {points, points + 1})
       for (Layout layout : {Layout::channels_last, Layout::tokens_last}) {
         const bool small = points <= 2048;
-        check_forward<whole, float>({.batch = small ? 2 : 1,
-                                     .tokens = tokens,
-                                     .channels = small ? 9 : 1,
-                                     .taps = small ? tokens : 1021,
-                                     .skip = true,
-                                     .layout = layout});
+        check_forward<in_floats, float>({.batch = small ? 2 : 1,
+                                         .tokens = tokens,
+                                         .channels = small ? 9 : 1,
+                                         .taps = small ? tokens : 1021,
+                                         .skip = true,
+                                         .layout = layout});
         if (small)
-          check_backward<whole, float>(
+          check_backward<in_floats, float>(
               {.batch = 2, .tokens = tokens, .channels = 9, .taps = tokens, .back_taps = 5, .layout = layout});
       }
 }
@@ -37,8 +39,8 @@ TEST_CASE("the longest rows") {
   for (Layout layout : {Layout::channels_last, Layout::tokens_last}) {
     const LongCase c{
         .batch = 1, .tokens = 16384, .channels = 1, .taps = 2039, .back_taps = 300, .skip = true, .layout = layout};
-    check_forward<whole, float>(c);
-    check_backward<whole, float>(c);
+    check_forward<in_floats, float>(c);
+    check_backward<in_floats, float>(c);
   }
 }
 
@@ -47,8 +49,8 @@ TEST_CASE("kernels longer than the sequence, with states") {
   for (Index taps : {129, 400, 1500, 5000})
     for (Index back_taps : {0, 40}) {
       const LongCase c{.batch = 2, .tokens = 100, .channels = 9, .taps = taps, .back_taps = back_taps, .state = true};
-      check_forward<whole, float>(c);
-      check_backward<whole, float>(c);
+      check_forward<in_floats, float>(c);
+      check_backward<in_floats, float>(c);
     }
 }
 
@@ -57,10 +59,10 @@ TEST_CASE("packed sequences of every size at once") {
     for (bool state : {false, true}) {
       const LongCase c = packed({.channels = 9, .taps = 700, .skip = true, .layout = layout},
                                 {1, 256, 257, 0, 900, 512, 513, 1024, 3, 1025, 2100});
-      check_forward<whole, float>(c);
+      check_forward<in_floats, float>(c);
       LongCase with_state = c;
       with_state.state = state;
-      check_backward<whole, float>(with_state);
+      check_backward<in_floats, float>(with_state);
     }
 }
 
@@ -74,16 +76,16 @@ TEST_CASE("wrong offsets of packed sequences touch nothing outside") {
   const DeviceTensor<Index, 1> wrong(offsets);
   LongConvArgs<float> a{.x = x.view(), .taps = taps.view(), .y = y.view()};
   a.cu_seqlens = wrong.view();
-  const DeviceTensor<char, 1> scratch(Tensor<char, 1>({Index(cuda::workspace_bytes<whole>(a))}, char(0xff)));
+  const DeviceTensor<char, 1> scratch(Tensor<char, 1>({Index(cuda::workspace_bytes<in_floats>(a))}, char(0xff)));
   const Stream stream;
-  require_ok(cuda::long_conv<whole>(a, Workspace{scratch.view().data, std::size_t(scratch.view().size())}, stream));
+  require_ok(cuda::long_conv<in_floats>(a, Workspace{scratch.view().data, std::size_t(scratch.view().size())}, stream));
   stream.wait();
   CHECK(y.guards_intact());
   CHECK(scratch.guards_intact());
   CHECK(same_bits(x.host(), in.p.x));
 }
 
-Tensor<float, 3> outputs(const LongInputs<float>& in) { return long_conv_on_device<whole>(in).y; }
+Tensor<float, 3> outputs(const LongInputs<float>& in) { return long_conv_on_device<in_floats>(in).y; }
 
 TEST_CASE("nothing wraps around") {
   for (Index tokens : {1024, 1536, 4096, 20000}) {
@@ -119,7 +121,7 @@ TEST_CASE("gradients are the adjoint") {
   for (Index tokens : {700, 5000, 20000}) {
     LongInputs<float> in({.batch = 1, .tokens = tokens, .channels = 2, .taps = tokens});
     const Tensor<float, 3> y = outputs(in);
-    const LongGradientOutputs<float> gradient = long_conv_backward_on_device<whole>(in);
+    const LongGradientOutputs<float> gradient = long_conv_backward_on_device<in_floats>(in);
     double taps = 0;
     for (Index i = 0; i < in.p.taps.size(); ++i) taps += double(gradient.taps.data()[i]) * double(in.p.taps.data()[i]);
     const double scale = std::sqrt(dot(y, y) * dot(in.p.grad_y, in.p.grad_y));
@@ -140,7 +142,7 @@ TEST_CASE("a sequence in pieces is the whole sequence") {
     LongInputs<float> piece({.batch = 1, .tokens = count, .channels = channels, .taps = taps, .state = true});
     piece.p.taps = in.p.taps, piece.p.state = state;
     piece.p.x = converted<float>(run(in.p.x.view(), 1, begin, count));
-    const LongOutputs<float> got = long_conv_on_device<whole>(piece);
+    const LongOutputs<float> got = long_conv_on_device<in_floats>(piece);
     for_each_index(got.y.view(), [&](Index b, Index t, Index d) { together(b, begin + t, d) = got.y(b, t, d); });
     state = got.final_state, begin += count;
   }

@@ -3,6 +3,8 @@
 
 namespace chela::test {
 
+constexpr LongConvPolicy in_floats{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::accumulator};
+
 /// Root mean square of the differences over that of the sums, at places near both ends and between.
 template <class Got, class Want>
 double sampled_error(Index size, Index rows, const Got& got, const Want& want) {
@@ -22,10 +24,10 @@ void check_far(const LongCase& c) {
   CAPTURE(c);
   const LongInputs<T> in(c);
   const LongProblem<double> p = in.p.in_double();
-  const LongOutputs<T> got = long_conv_on_device<whole>(in);
-  const LongGradientOutputs<T> gradient = long_conv_backward_on_device<whole>(in),
-                               again = long_conv_backward_on_device<whole>(in);
-  CHECK(same_bits(got.y, long_conv_on_device<whole>(in).y));
+  const LongOutputs<T> got = long_conv_on_device<in_floats>(in);
+  const LongGradientOutputs<T> gradient = long_conv_backward_on_device<in_floats>(in),
+                               again = long_conv_backward_on_device<in_floats>(in);
+  CHECK(same_bits(got.y, long_conv_on_device<in_floats>(in).y));
   CHECK(same_bits(gradient.x, again.x));
   CHECK(same_bits(gradient.taps, again.taps));
   const double bound = long_conv_tolerance<T>();
@@ -108,13 +110,13 @@ TEST_CASE("scales of the data change no bits") {
   for (Layout layout : {Layout::channels_last, Layout::tokens_last}) {
     const LongCase c{.batch = 1, .tokens = 20000, .channels = 9, .taps = 20000, .skip = true, .layout = layout};
     LongInputs<__nv_bfloat16> in(c);
-    const LongOutputs<__nv_bfloat16> once = long_conv_on_device<whole>(in);
+    const LongOutputs<__nv_bfloat16> once = long_conv_on_device<in_floats>(in);
     for (float scale : {0x1p60f, 0x1p-60f}) {
       LongInputs<__nv_bfloat16> scaled(c);
       for_each_index(scaled.p.x.view(), [&](Index b, Index t, Index d) {
         scaled.p.x(b, t, d) = __nv_bfloat16(float(in.p.x(b, t, d)) * scale);
       });
-      const LongOutputs<__nv_bfloat16> got = long_conv_on_device<whole>(scaled);
+      const LongOutputs<__nv_bfloat16> got = long_conv_on_device<in_floats>(scaled);
       Tensor<float, 3> want(1, c.tokens, c.channels), found(1, c.tokens, c.channels);
       for_each_index(want.view(), [&](Index b, Index t, Index d) {
         want(b, t, d) = float(once.y(b, t, d)) * scale, found(b, t, d) = float(got.y(b, t, d));
@@ -129,8 +131,8 @@ TEST_CASE_TEMPLATE("packed sequences, one of them long", T, float, __nv_bfloat16
   std::vector<Index> lengths(40, 3);
   lengths[7] = 17000, lengths[20] = 300, lengths[30] = 18000;
   const LongCase c = packed({.channels = 2, .taps = 50, .skip = true}, lengths);
-  check_forward<whole, T>(c);
-  check_backward<whole, T>(c);
+  check_forward<in_floats, T>(c);
+  check_backward<in_floats, T>(c);
 }
 
 }  // namespace chela::test

@@ -5,6 +5,8 @@
 
 namespace chela::test {
 
+constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
+
 /// Both sides of every size of a transform.
 inline std::vector<LongCase> half_transform_sizes() {
   std::vector<LongCase> cases;
@@ -75,12 +77,12 @@ Tensor<T, 3> replayed(const LongInputs<T>& in) {
   const DeviceRows<T> x(in.p.x, in.c.layout), y(nan_tensor<T>(in.c.batch, in.c.tokens, in.c.channels), in.c.layout);
   const DeviceTensor<float, 2> taps(in.p.taps);
   const LongConvArgs<T> a{.x = x.view(), .taps = taps.view(), .y = y.view()};
-  const DeviceMemory scratch(cuda::workspace_bytes<whole>(a));
+  const DeviceMemory scratch(cuda::workspace_bytes<in_halves>(a));
   const Stream stream;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  require_ok(cuda::long_conv<whole>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
+  require_ok(cuda::long_conv<in_halves>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
   require_cuda(cudaStreamEndCapture(stream, &graph));
   require_cuda(cudaGraphInstantiate(&executable, graph, 0));
   for (int i = 0; i < 2; ++i) require_cuda(cudaGraphLaunch(executable, stream));
@@ -97,15 +99,15 @@ void copy_elements(TensorView<const T, 3> from, TensorView<T, 3> to) {
 }
 
 TEST_CASE_TEMPLATE("outputs of every size", T, __nv_bfloat16, __half) {
-  for (const LongCase& c : half_transform_sizes()) check_forward<whole, T>(c);
+  for (const LongCase& c : half_transform_sizes()) check_forward<in_halves, T>(c);
 }
 
 TEST_CASE_TEMPLATE("outputs of every kernel, layout and state", T, __nv_bfloat16, __half) {
-  for (const LongCase& c : half_transform_kernels()) check_forward<whole, T>(c);
+  for (const LongCase& c : half_transform_kernels()) check_forward<in_halves, T>(c);
 }
 
 TEST_CASE_TEMPLATE("outputs of neighbouring channels", T, __nv_bfloat16, __half) {
-  for (const LongCase& c : half_transform_tiles()) check_forward<whole, T>(c);
+  for (const LongCase& c : half_transform_tiles()) check_forward<in_halves, T>(c);
 }
 
 TEST_CASE("inputs times a power of two give outputs times it, bit for bit") {
@@ -113,11 +115,11 @@ TEST_CASE("inputs times a power of two give outputs times it, bit for bit") {
   for (Index tokens : {300, 1000, 1023, 5000})
     for (double factor : {0x1p-66, 0x1p66}) {
       LongInputs<T> in({.batch = 2, .tokens = tokens, .channels = 3, .taps = tokens, .layout = Layout::tokens_last});
-      LongOutputs<T> want = long_conv_on_device<whole>(in);
+      LongOutputs<T> want = long_conv_on_device<in_halves>(in);
       for (Tensor<T, 3>* x : {&in.p.x, &want.y})
         for (Index i = 0; i < x->size(); ++i)
           x->data()[i] = T(float(factor * double(static_cast<float>(x->data()[i]))));
-      CHECK(same_bits(long_conv_on_device<whole>(in).y, want.y));
+      CHECK(same_bits(long_conv_on_device<in_halves>(in).y, want.y));
     }
 }
 
@@ -128,7 +130,7 @@ TEST_CASE("an impulse gives the kernel, and nothing before it") {
       LongInputs<T> in({.batch = 1, .tokens = tokens, .channels = 2, .taps = tokens, .layout = Layout::tokens_last});
       for (Index t = 0; t < tokens; ++t)
         for (Index d = 0; d < 2; ++d) in.p.x(0, t, d) = T(t == at ? 1.0f : 0.0f);
-      const LongOutputs<T> got = long_conv_on_device<whole>(in);
+      const LongOutputs<T> got = long_conv_on_device<in_halves>(in);
       // A row's error is that of the kernel's whole spectrum, wherever the outputs are.
       double error = 0, size = 0;
       for (Index t = 0; t < tokens; ++t)
@@ -160,12 +162,12 @@ TEST_CASE("views into wider tensors") {
         const DeviceTensor<T, 3> x(wide_x), y(wide_x);
         const DeviceTensor<float, 2> taps(in.p.taps);
         const LongConvArgs<T> a{.x = cut(x.view()), .taps = taps.view(), .y = cut(y.view())};
-        const DeviceMemory scratch(cuda::workspace_bytes<whole>(a));
+        const DeviceMemory scratch(cuda::workspace_bytes<in_halves>(a));
         const Stream stream;
-        require_ok(cuda::long_conv<whole>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
+        require_ok(cuda::long_conv<in_halves>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
         stream.wait();
         // Nothing else is written, and outputs are those of rows that lie by themselves.
-        const LongOutputs<T> want = long_conv_on_device<whole>(in);
+        const LongOutputs<T> want = long_conv_on_device<in_halves>(in);
         copy_elements(TensorView<const T, 3>(want.y.view()), cut(wide_x.view()));
         CHECK(same_bits(y.host(), wide_x));
         CHECK(y.guards_intact());
@@ -177,7 +179,7 @@ TEST_CASE("captured into a graph") {
   for (Layout layout : {Layout::tokens_last, Layout::channels_last})
     for (Index tokens : {700, 3000}) {
       const LongInputs<T> in({.batch = 2, .tokens = tokens, .channels = 5, .taps = tokens, .layout = layout});
-      CHECK(same_bits(replayed(in), long_conv_on_device<whole>(in).y));
+      CHECK(same_bits(replayed(in), long_conv_on_device<in_halves>(in).y));
     }
 }
 

@@ -14,6 +14,13 @@ enum class LongConvMethod {
   transform,  ///< one transform over the whole sequence
 };
 
+/// The arithmetic of transforms of 16-bit data on a GPU. A CPU, and float data, always have the accumulator's.
+enum class TransformArithmetic {
+  automatic,    ///< elements' where it serves, which is several times as fast
+  element,      ///< half precision on tensor cores, with about as much error as the output's own rounding
+  accumulator,  ///< float
+};
+
 struct LongConvPolicy {
   static constexpr int as_measured = -1;
 
@@ -29,6 +36,7 @@ struct LongConvPolicy {
   /// product at the 2N frequencies of one transform over the sequence the others are dropped, which is a smoother
   /// kernel that looks ahead a little. An approximation for kernels that are smooth themselves.
   int eighths = 8;
+  TransformArithmetic arithmetic = TransformArithmetic::automatic;
 
   friend bool operator==(const LongConvPolicy&, const LongConvPolicy&) = default;
 };

@@ -39,15 +39,16 @@ concept LongConvStrategy = EvaluatesLongConv<S, LongConvArgs<T>> && EvaluatesLon
 template <class T, LongConvStrategy<T>... S>
 struct LongConvStrategies {};
 
-/// The transforms for elements T, in the order in which they are asked.
-template <class T>
-struct LongConvTransforms {
-  using List = LongConvStrategies<T, FloatTransformLongConv<T>>;
-};
-template <HalfElement T>
-struct LongConvTransforms<T> {
-  using List = LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>;
-};
+/// The transforms that a policy allows for elements T, in the order in which they are asked.
+template <LongConvPolicy P, class T>
+constexpr auto long_conv_transforms() {
+  if constexpr (!HalfElement<T> || P.arithmetic == TransformArithmetic::accumulator)
+    return LongConvStrategies<T, FloatTransformLongConv<T>>{};
+  else if constexpr (P.arithmetic == TransformArithmetic::element)
+    return LongConvStrategies<T, HalfTransformLongConv<T>>{};
+  else
+    return LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>{};
+}
 
 template <LongConvPolicy P, class T, class Args, class F>
 Status with_first_that_serves(LongConvStrategies<T>, const Args&, F f) {
@@ -85,7 +86,7 @@ Status with_strategy(const Args& args, F f) {
       const double products = long_conv_products(s.tokens, s.taps, s.back_taps, meets_states(args));
       if (products <= double(direct_products<T>(P)) * double(s.tokens)) return f(DirectLongConv<T>{});
     }
-    return with_first_that_serves<P>(typename LongConvTransforms<T>::List{}, args, f);
+    return with_first_that_serves<P>(long_conv_transforms<P, T>(), args, f);
   }
 }
 
