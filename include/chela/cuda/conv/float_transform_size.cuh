@@ -22,7 +22,9 @@ struct RowSize {
   static_assert((PerThread * ... * Radices) == Points, "the radices must multiply to the number of points");
 
   /// Of a pass, the points of a block and the distance of the points in a tree.
-  CHELA_HOST_DEVICE static constexpr int block(int pass) { return pass == 0 ? Points : block(pass - 1) / radix(pass - 1); }
+  CHELA_HOST_DEVICE static constexpr int block(int pass) {
+    return pass == 0 ? Points : block(pass - 1) / radix(pass - 1);
+  }
   CHELA_HOST_DEVICE static constexpr int stride(int pass) { return block(pass) / radix(pass); }
   CHELA_HOST_DEVICE static constexpr int trees(int pass) { return PerThread / radix(pass); }  ///< of each thread
 
