@@ -141,34 +141,29 @@ bool right_gradients(const LongBuffers<T, L>& b, const LongSizes& s) {
 template <class T, Layout L, LongConvPolicy P, Kernel K, bool Backward>
 void long_conv(benchmark::State& state) {
   const LongSizes s(state);
-  const double traffic = (Backward ? 3 : 2) * sizeof(T) * s.elements();
-  const int sets = int(std::clamp(3e8 / traffic, 2.0, 8.0)), launches = 8;
   const Stream stream;
-  const auto args_of = [](const LongBuffers<T, L>& b) {
-    if constexpr (Backward) return b.backward();
-    if constexpr (!Backward) return b.forward();
+  using Args = std::conditional_t<Backward, LongConvBackwardArgs<T>, LongConvArgs<T>>;
+  struct Set {
+    LongBuffers<T, L> buffers;
+    Call<P, K, Args> call;
+
+    Set(std::uint32_t seed, const LongSizes& s, const Stream& stream) : buffers(seed, s), call(args(buffers), stream) {}
+    static Args args(const LongBuffers<T, L>& b) {
+      require_cuda(cudaDeviceSynchronize());
+      if constexpr (Backward) return b.backward();
+      if constexpr (!Backward) return b.forward();
+    }
   };
-  using Args = decltype(args_of(std::declval<const LongBuffers<T, L>&>()));
-  std::vector<std::unique_ptr<LongBuffers<T, L>>> buffers;
-  std::vector<std::unique_ptr<Call<P, K, Args>>> calls;
-  for (int i = 0; i < sets; ++i) {
-    buffers.push_back(std::make_unique<LongBuffers<T, L>>(std::uint32_t(10 * i + 1), s));
-    require_cuda(cudaDeviceSynchronize());
-    calls.push_back(std::make_unique<Call<P, K, Args>>(args_of(*buffers.back()), stream));
-  }
-  Status status = (*calls[0])(stream);
-  stream.wait();
-  if (!status.ok()) return state.SkipWithError(status.why);
-  if (!(Backward ? right_gradients(*buffers[0], s) : right_outputs(*buffers[0], s)))
-    return state.SkipWithError("wrong answer");
-  const double copy = device_copy_rate();
-  TimedGraph graph(stream, launches, [&](int i) {
-    if (const Status again = (*calls[std::size_t(i % sets)])(stream); !again.ok()) status = again;
-  });
-  if (!status.ok()) return state.SkipWithError(status.why);
-  const double seconds = time_launches(state, graph);
-  state.counters["share_of_copy"] = traffic / seconds / copy;
-  state.counters["copy_GB_per_s"] = copy * 1e-9;
+  const double seconds = measure_share_of_copy(
+      state, stream, (Backward ? 3 : 2) * sizeof(T) * s.elements(),
+      [&](int i) { return std::make_unique<Set>(std::uint32_t(10 * i + 1), s, stream); },
+      [&](const Set& set) { return set.call(stream); },
+      [&](const Set& set) {
+        const Status status = set.call(stream);
+        stream.wait();
+        const bool right = Backward ? right_gradients(set.buffers, s) : right_outputs(set.buffers, s);
+        return status.ok() ? require(right, Code::bad_value, "wrong answer") : status;
+      });
   state.counters["ps_per_element"] = seconds * 1e12 / s.elements();
 }
 

@@ -99,9 +99,9 @@ auto some_channels(const Array<T, I...>& array, Index first, Index count) {
   return test::converted<double>(run(view, 0, first, count));
 }
 
-/// Whether the results of a launch are right, judged on a few channels with all their tokens. Takes the step.
+/// Launches once, and judges the results on a few channels with all their tokens.
 template <Pass pass, class T, int Width, Activation A>
-bool right(const Buffers<T, Width>& b, const Stream& stream, Status& status) {
+Status judge(const Buffers<T, Width>& b, const Stream& stream) {
   constexpr bool silu = A == Activation::silu;
   constexpr Index count = 3;
   const Index middle = b.channels / 2 - 1;
@@ -111,28 +111,29 @@ bool right(const Buffers<T, Width>& b, const Stream& stream, Status& status) {
     view.data = copy.data();
     return test::converted<double>(run(view, 2, middle, count));
   }();
-  status = b.template launch<pass, A>(stream);
+  if (Status s = b.template launch<pass, A>(stream); !s.ok()) return s;
   stream.wait();
-  if (!status.ok()) return false;
   const auto x = b.on_host(b.x, middle, count);
   const auto taps = some_channels(b.taps, middle, count);
   const auto bias = some_channels(b.bias, middle, count);
   Tensor<double, 3> want(x.extents());
+  bool right = false;
   if constexpr (pass == Pass::backward) {
     Tensor<double, 2> want_taps(taps.extents());
     Tensor<double, 1> want_bias(bias.extents());
     reference::short_conv_backward(x, taps, bias, {}, silu, b.on_host(b.grad_y, middle, count), {}, want, want_taps,
                                    want_bias, {});
     const double bound = test::tolerance<float>(b.batch * b.tokens);
-    return test::relative_error(b.on_host(b.grad_x, middle, count), want) < test::tolerance<T>(2 * Width) &&
-           test::relative_error(some_channels(b.grad_taps, middle, count), want_taps) < bound &&
-           test::relative_error(some_channels(b.grad_bias, middle, count), want_bias) < bound;
+    right = test::relative_error(b.on_host(b.grad_x, middle, count), want) < test::tolerance<T>(2 * Width) &&
+            test::relative_error(some_channels(b.grad_taps, middle, count), want_taps) < bound &&
+            test::relative_error(some_channels(b.grad_bias, middle, count), want_bias) < bound;
   } else {
     TensorView<const double, 3> before;
     if (pass == Pass::step) before = state.view();
     reference::short_conv(x, taps, bias, before, silu, want, {});
-    return test::relative_error(b.on_host(b.y, middle, count), want) < test::tolerance<T>(Width + 1);
+    right = test::relative_error(b.on_host(b.y, middle, count), want) < test::tolerance<T>(Width + 1);
   }
+  return require(right, Code::bad_value, "wrong answer");
 }
 
 template <Pass pass, class T, int Width, Activation A, Layout layout>
@@ -142,27 +143,13 @@ void short_conv(benchmark::State& state) {
   const double values = double(batch * channels) * (pass == Pass::forward    ? 2.0 * double(tokens)
                                                     : pass == Pass::backward ? 3.0 * double(tokens)
                                                                              : 2.0 + Width);
-  const double traffic = values * sizeof(T);
-  const int sets = int(std::clamp(6e8 / traffic, 2.0, 64.0)), launches = std::max(8, sets);
   using Set = Buffers<T, Width>;
-  std::vector<std::unique_ptr<Set>> buffers;
-  for (int i = 0; i < sets; ++i)
-    buffers.push_back(std::make_unique<Set>(10 * i + 1, layout, batch, tokens, channels, pass == Pass::backward));
-  require_cuda(cudaDeviceSynchronize());
-
   const Stream stream;
-  Status status;
-  if (!right<pass, T, Width, A>(*buffers[0], stream, status))
-    return state.SkipWithError(status.ok() ? "wrong answer" : status.why);
-  const double copy = device_copy_rate();
-  TimedGraph graph(stream, launches, [&](int i) {
-    const Status s = buffers[std::size_t(i % sets)]->template launch<pass, A>(stream);
-    if (!s.ok()) status = s;
-  });
-  if (!status.ok()) return state.SkipWithError(status.why);
-  const double seconds = time_launches(state, graph);
-  state.counters["share_of_copy"] = traffic / seconds / copy;
-  state.counters["copy_GB_per_s"] = copy * 1e-9;
+  measure_share_of_copy(
+      state, stream, values * sizeof(T),
+      [&](int i) { return std::make_unique<Set>(10 * i + 1, layout, batch, tokens, channels, pass == Pass::backward); },
+      [&](const Set& set) { return set.template launch<pass, A>(stream); },
+      [&](const Set& set) { return judge<pass, T, Width, A>(set, stream); });
 }
 
 template <Pass pass, class T, int Width, Activation A, Layout layout>

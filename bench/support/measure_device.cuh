@@ -108,25 +108,27 @@ inline double time_launches(benchmark::State& state, const TimedGraph& graph) {
 
 /// Times calls that rotate among sets of buffers which together are far larger than the second-level cache, and reports what
 /// share of a copy's rate `traffic` bytes a call make. make(i) gives a pointer to the ith set; queue(set) puts one call
-/// on `stream`; judge(set), asked once, makes one call and tells what is wrong with it.
+/// on `stream`; judge(set), asked once, makes one call and tells what is wrong with it. Returns the seconds of a call, or 0
+/// if there is anything wrong.
 template <class Make, class Queue, class Judge>
-void measure_share_of_copy(benchmark::State& state, const Stream& stream, double traffic, Make make, Queue queue,
-                           Judge judge) {
+double measure_share_of_copy(benchmark::State& state, const Stream& stream, double traffic, Make make, Queue queue,
+                             Judge judge) {
   const int sets = int(std::clamp(6e8 / traffic, 2.0, 256.0)), calls = std::max(8, sets);
   std::vector<decltype(make(0))> buffers;
   for (int i = 0; i < sets; ++i) buffers.push_back(make(i));
   require_cuda(cudaDeviceSynchronize());
   Status status = judge(*buffers[0]);
-  if (!status.ok()) return state.SkipWithError(status.why);
+  if (!status.ok()) return state.SkipWithError(status.why), 0.0;
 
   const double copy = device_copy_rate();
   const TimedGraph graph(stream, calls, [&](int i) {
     if (const Status s = queue(*buffers[std::size_t(i % sets)]); !s.ok()) status = s;
   });
-  if (!status.ok()) return state.SkipWithError(status.why);
+  if (!status.ok()) return state.SkipWithError(status.why), 0.0;
   const double seconds = time_launches(state, graph);
   state.counters["share_of_copy"] = traffic / seconds / copy;
   state.counters["copy_GB_per_s"] = copy * 1e-9;
+  return seconds;
 }
 
 /// Fills device memory with numbers uniform in [low, high), the same on every run.

@@ -26,6 +26,9 @@ struct PreparedKernel {
 
 namespace detail {
 
+template <class Args>
+using LongConvElement = std::remove_cvref_t<decltype(*std::declval<Args>().x.data)>;
+
 template <LongConvPolicy P, class T>
 constexpr void require_long_conv_on_gpu() {
   static_assert(std::same_as<T, float> || HalfElement<T>,
@@ -37,8 +40,9 @@ constexpr void require_long_conv_on_gpu() {
 constexpr bool has_outputs(const LongConvShape& s) { return s.sequences.size() * s.tokens * s.channels > 0; }
 
 /// What f(strategy, arguments within reach) says, a number of bytes, or 0 for what is refused.
-template <LongConvPolicy P, class T, class Args, class F>
+template <LongConvPolicy P, class Args, class F>
 std::size_t bytes_of_long_conv(const Args& args, F f) {
+  using T = LongConvElement<Args>;
   require_long_conv_on_gpu<P, T>();
   std::size_t bytes = 0;
   if (!check(args).ok() || !has_outputs(long_conv_shape(args))) return bytes;
@@ -50,26 +54,27 @@ std::size_t bytes_of_long_conv(const Args& args, F f) {
   return status.ok() ? bytes : 0;
 }
 
-template <LongConvPolicy P, class T, class Args>
+template <LongConvPolicy P, class Args>
 std::size_t kernel_bytes_of_long_conv(const Args& args) {
-  return bytes_of_long_conv<P, T>(
+  return bytes_of_long_conv<P>(
       args, []<class S>(S, const Args& met) { return std::size_t(round_up(Index(S::kernel_bytes(P, met)), 16)); });
 }
-template <LongConvPolicy P, class T, class Args>
+template <LongConvPolicy P, class Args>
 std::size_t scratch_bytes_of_long_conv(const Args& args) {
-  return bytes_of_long_conv<P, T>(args, []<class S>(S, const Args& met) { return S::workspace_bytes(P, met); });
+  return bytes_of_long_conv<P>(args, []<class S>(S, const Args& met) { return S::workspace_bytes(P, met); });
 }
 
-template <LongConvPolicy P, class T, class Args>
+template <LongConvPolicy P, class Args>
 Status prepare_long_conv_kernel(const Args& args, PreparedKernel kernel, cudaStream_t stream) {
   if (Status s = check(args); !s.ok()) return s;
   if (!has_outputs(long_conv_shape(args))) return {};
-  if (Status s = require(kernel.bytes >= kernel_bytes_of_long_conv<P, T>(args), Code::bad_shape,
+  if (Status s = require(kernel.bytes >= kernel_bytes_of_long_conv<P>(args), Code::bad_shape,
                          "kernel is smaller than prepared_kernel_bytes(args) says");
       !s.ok())
     return s;
   const Args met = within_reach(P, args);
-  return with_strategy<P, T>(met, [&]<class S>(S) { return S::prepare(P, met, kernel.data, stream); });
+  return with_strategy<P, LongConvElement<Args>>(met,
+                                                 [&]<class S>(S) { return S::prepare(P, met, kernel.data, stream); });
 }
 
 /// Cuts a workspace in the taps' memory and the rest.
@@ -80,28 +85,33 @@ inline std::pair<PreparedKernel, Workspace> cut_workspace(Workspace whole, std::
 
 }  // namespace detail
 
-/// Bytes of scratch that long_conv<P>(args, workspace, stream) needs on the current device. Like all that is chosen
-/// here it depends on sizes, strides and on which arguments are present.
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t workspace_bytes(const LongConvArgs<T>& args) {
-  return detail::kernel_bytes_of_long_conv<P, T>(args) + detail::scratch_bytes_of_long_conv<P, T>(args);
+/// The arguments of a pass in either direction.
+template <class Args>
+concept LongConvCall = std::same_as<Args, LongConvArgs<detail::LongConvElement<Args>>> ||
+    std::same_as<Args, LongConvBackwardArgs<detail::LongConvElement<Args>>>;
+
+/// Bytes of scratch that a call with these arguments and no prepared kernel needs on the current device. Like all that is
+/// chosen here it depends on sizes, strides and on which arguments are present.
+template <LongConvPolicy P = LongConvPolicy{}, LongConvCall Args>
+std::size_t workspace_bytes(const Args& args) {
+  return detail::kernel_bytes_of_long_conv<P>(args) + detail::scratch_bytes_of_long_conv<P>(args);
 }
 
 /// Bytes of the prepared kernel, and of scratch for calls with one.
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t prepared_kernel_bytes(const LongConvArgs<T>& args) {
-  return detail::kernel_bytes_of_long_conv<P, T>(args);
+template <LongConvPolicy P = LongConvPolicy{}, LongConvCall Args>
+std::size_t prepared_kernel_bytes(const Args& args) {
+  return detail::kernel_bytes_of_long_conv<P>(args);
 }
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t workspace_bytes_with_kernel(const LongConvArgs<T>& args) {
-  return detail::scratch_bytes_of_long_conv<P, T>(args);
+template <LongConvPolicy P = LongConvPolicy{}, LongConvCall Args>
+std::size_t workspace_bytes_with_kernel(const Args& args) {
+  return detail::scratch_bytes_of_long_conv<P>(args);
 }
 
 /// Queues the preparation of the taps and the skip. The kernel serves every later call with these and the same policy,
 /// sizes, strides and arguments present.
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-Status prepare_kernel(const LongConvArgs<T>& args, PreparedKernel kernel, cudaStream_t stream) {
-  return detail::prepare_long_conv_kernel<P, T>(args, kernel, stream);
+template <LongConvPolicy P = LongConvPolicy{}, LongConvCall Args>
+Status prepare_kernel(const Args& args, PreparedKernel kernel, cudaStream_t stream) {
+  return detail::prepare_long_conv_kernel<P>(args, kernel, stream);
 }
 
 /// Queues the convolution on `stream` and returns: y and, if wanted, the final state. Allocates nothing, waits for

@@ -37,24 +37,6 @@ Status zero_unmet_taps(const LongConvBackwardArgs<T>& a, Index taps, Index back_
 
 }  // namespace detail
 
-/// As for the forward pass.
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t workspace_bytes(const LongConvBackwardArgs<T>& args) {
-  return detail::kernel_bytes_of_long_conv<P, T>(args) + detail::scratch_bytes_of_long_conv<P, T>(args);
-}
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t prepared_kernel_bytes(const LongConvBackwardArgs<T>& args) {
-  return detail::kernel_bytes_of_long_conv<P, T>(args);
-}
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-std::size_t workspace_bytes_with_kernel(const LongConvBackwardArgs<T>& args) {
-  return detail::scratch_bytes_of_long_conv<P, T>(args);
-}
-template <LongConvPolicy P = LongConvPolicy{}, Element T>
-Status prepare_kernel(const LongConvBackwardArgs<T>& args, PreparedKernel kernel, cudaStream_t stream) {
-  return detail::prepare_long_conv_kernel<P, T>(args, kernel, stream);
-}
-
 /// Queues those gradients of `long_conv` that are present, under its conditions. What flows into the final state is
 /// added to the inputs' gradients after these are rounded to T.
 template <LongConvPolicy P = LongConvPolicy{}, Element T>
