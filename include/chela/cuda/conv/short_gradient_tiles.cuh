@@ -26,16 +26,16 @@ class GradientTiles {
   static_assert(groups <= warps);
 
  public:
-  __device__ GradientTiles(const ShortConvGradientCall<T>& call, Index batch, Index block_channel, float* shared)
+  __device__ GradientTiles(const ShortConvGradientCall<T>& call, Index batch, Index block_channel, float* shared_values)
       : args_(call.args),
         by_tokens_(call.tokens_are_neighbours),
         batch_(batch),
         block_channel_(block_channel),
         lane_(int(threadIdx.x) % 32),
         warp_(int(threadIdx.x) / 32),
-        taps_{shared + 2 * Tile::rows * pitch, gradient_tile_channels},
-        inputs_(shared),
-        slopes_(shared + Tile::rows * pitch) {
+        taps_{shared_values + 2 * Tile::rows * pitch, gradient_tile_channels},
+        inputs_(shared_values),
+        slopes_(shared_values + Tile::rows * pitch) {
     taps_.stage(args_.taps, args_.bias, block_channel, threadIdx.x, gradient_tile_threads);
   }
 
@@ -166,9 +166,10 @@ class GradientTiles {
 template <class T, int Width, Activation A>
 __global__ __launch_bounds__(gradient_tile_threads) void short_conv_gradient_tiles(
     const __grid_constant__ ShortConvGradientCall<T> call) {
-  extern __shared__ __align__(16) float shared[];
+  extern __shared__ __align__(16) float shared_values[];
   const auto place = call.grid.place();
-  GradientTiles<T, Width, A> tiles(call, place.batch, Index(place.channel_block) * gradient_tile_channels, shared);
+  GradientTiles<T, Width, A> tiles(call, place.batch, Index(place.channel_block) * gradient_tile_channels,
+                                   shared_values);
   Index first = Index(place.run_block) * gradient_tile_tokens * tiles_together;
   const Index end = min(first + gradient_tile_tokens * tiles_together, call.args.x.extents[1]);
   while (first < end) {

@@ -149,13 +149,13 @@ template <class T, int Width, Activation A, bool Vectors>
 __global__ __launch_bounds__(short_conv_threads,
                              3) void short_conv_gradient_walk(const __grid_constant__ ShortConvGradientCall<T> call) {
   constexpr int channels = walk_channels<T, Width, Vectors>;
-  extern __shared__ __align__(16) float shared[];
+  extern __shared__ __align__(16) float shared_values[];
   const ShortConvBackwardArgs<T>& args = call.args;
   const auto place = call.grid.place();
   const int column = call.grid.column(), walker = call.grid.row(),
             walkers = short_conv_threads >> call.grid.across_log2;
   const int block_channels = channels << call.grid.across_log2;
-  const SharedTaps<Width> all_taps{shared, block_channels};
+  const SharedTaps<Width> all_taps{shared_values, block_channels};
   const Index block_channel = Index(place.channel_block) * block_channels, channel = block_channel + column * channels;
   Index first = (Index(place.run_block) * walkers + walker) * gradient_walk_len;
   const Index end = channel < args.x.extents[2] ? min(first + gradient_walk_len, args.x.extents[1]) : 0;
@@ -172,12 +172,12 @@ __global__ __launch_bounds__(short_conv_threads,
   if (!call.parts) return;
 
   __syncthreads();
-  walk.write_sums(shared + walker * (Width + 1) * block_channels + column * channels, block_channels);
+  walk.write_sums(shared_values + walker * (Width + 1) * block_channels + column * channels, block_channels);
   __syncthreads();
   float* const part = part_of<Width>(call, place);
   for (int i = threadIdx.x; i < (Width + 1) * block_channels; i += short_conv_threads) {
     float sum = 0;
-    for (int w = 0; w < walkers; ++w) sum += shared[w * (Width + 1) * block_channels + i];
+    for (int w = 0; w < walkers; ++w) sum += shared_values[w * (Width + 1) * block_channels + i];
     const Index to = block_channel + i % block_channels;
     if (to < args.x.extents[2]) part[i / block_channels * args.x.extents[2] + to] = sum;
   }
