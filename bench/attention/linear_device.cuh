@@ -1,5 +1,5 @@
 #pragma once
-// What benchmarks of linear attention on a GPU share: shapes, policies, and the call that is timed.
+// What benchmarks of linear attention on a GPU share: shapes, and the call that is timed.
 #include <memory>
 
 #include "chela/cuda/attention/linear_policy.cuh"

@@ -77,6 +77,14 @@ Status prepare_long_conv_kernel(const Args& args, PreparedKernel kernel, cudaStr
                                                  [&]<class S>(S) { return S::prepare(P, met, kernel.data, stream); });
 }
 
+/// Of a call to strategy S with arguments within reach.
+template <LongConvPolicy P, class S, class Args>
+Status check_memory(const Args& met, PreparedKernel kernel, Workspace workspace) {
+  return first_failure(check_workspace(workspace, S::workspace_bytes(P, met)),
+                       require(kernel.bytes >= S::kernel_bytes(P, met), Code::bad_shape,
+                               "kernel is smaller than prepared_kernel_bytes(args) says"));
+}
+
 /// Cuts a workspace in the taps' memory and the rest.
 inline std::pair<PreparedKernel, Workspace> cut_workspace(Workspace whole, std::size_t kernel_bytes) {
   if (kernel_bytes > whole.bytes) kernel_bytes = whole.bytes;
@@ -127,11 +135,7 @@ Status long_conv(const LongConvArgs<T>& args, PreparedKernel kernel, Workspace w
   if (detail::has_outputs(shape)) {
     const LongConvArgs<T> met = detail::within_reach(P, args);
     const Status status = detail::with_strategy<P, T>(met, [&]<class S>(S) {
-      if (Status s = check_workspace(workspace, S::workspace_bytes(P, met)); !s.ok()) return s;
-      if (Status s = require(kernel.bytes >= S::kernel_bytes(P, met), Code::bad_shape,
-                             "kernel is smaller than prepared_kernel_bytes(args) says");
-          !s.ok())
-        return s;
+      if (Status s = detail::check_memory<P, S>(met, kernel, workspace); !s.ok()) return s;
       return S::forward(P, met, kernel.data, workspace, stream);
     });
     if (!status.ok()) return status;

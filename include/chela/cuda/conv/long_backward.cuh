@@ -50,11 +50,7 @@ Status long_conv_backward(const LongConvBackwardArgs<T>& args, PreparedKernel ke
   const LongConvShape met_shape = long_conv_shape(met);
   if (outputs) {
     const Status status = detail::with_strategy<P, T>(met, [&]<class S>(S) {
-      if (Status s = check_workspace(workspace, S::workspace_bytes(P, met)); !s.ok()) return s;
-      if (Status s = require(kernel.bytes >= S::kernel_bytes(P, met), Code::bad_shape,
-                             "kernel is smaller than prepared_kernel_bytes(args) says");
-          !s.ok())
-        return s;
+      if (Status s = detail::check_memory<P, S>(met, kernel, workspace); !s.ok()) return s;
       return S::backward(P, met, kernel.data, workspace, stream);
     });
     if (!status.ok()) return status;
