@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Times linear attention on one GPU beside its peers: the same shapes, the same run.
 
-    bench/peers/linear_attention.py build/cuda-release/bench/bench_linear_attention_cuda --out bench/results/h100.json
+    bench/peers/linear_attention.py build/cuda-release/bench/bench_linear_attention{,_backward}_cuda --backward \
+      --out bench/results/linear_attention_h100.json
 
 Needs PyTorch; times flash-linear-attention (package `flash-linear-attention`) where it is installed. Each peer runs in
-a process of its own, and has --patience seconds for the compiling and tuning of its first call. Times are medians of
-replayed CUDA graphs, or of plain calls where a peer cannot be captured; a call's buffers are rotated past the
-second-level cache, as in our own benchmark.
+a process of its own, and has --patience seconds for the compiling and tuning of its first call. All are run once
+before, several at a time, so that their compilers have done their work when they are timed, one at a time. Times are
+medians of replayed CUDA graphs, or of plain calls where a peer cannot be captured; a call's buffers are rotated past
+the second-level cache, as in our own benchmark.
 """
 import argparse
+import concurrent.futures
 import datetime
 import json
 import re
@@ -156,7 +159,7 @@ def run_peer(peer, shape, backward, patience):
 
 
 def run_ours(program):
-    """[(member, pass, shape, ms, share of copy)] from our own benchmark."""
+    """[(member, pass, shape, ms, share of copy)] from one of our own benchmarks."""
     done = subprocess.run([program, "--benchmark_format=json", "--benchmark_filter=tuned"], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{program} failed:\n{done.stderr}")
@@ -181,11 +184,12 @@ def shell(*command):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", nargs="?", help="our benchmark, bench_linear_attention_cuda")
+    parser.add_argument("programs", nargs="*", help="our benchmarks, bench_linear_attention_cuda and ..._backward_cuda")
     parser.add_argument("--out", help="where the results go, as JSON")
     parser.add_argument("--revision", default=None, help="of our sources; asked of git if not given")
     parser.add_argument("--patience", type=int, default=300, help="seconds for each peer and shape")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--jobs", type=int, default=8, help="peers that compile at the same time")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--backward", action="store_true", help="time gradients too")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -194,18 +198,20 @@ def main():
     if args.only:
         print(json.dumps(time_peer(args.only, tuple(args.shape), args.backward)))
         return
-    if not args.program:
-        parser.error("name our benchmark program")
+    if not args.programs:
+        parser.error("name our benchmark programs")
 
-    ours = run_ours(args.program)
+    ours = [row for program in args.programs for row in run_ours(program)]
+    passes = [False, True] if args.backward else [False]
+    runs = [(peer, shape, backward) for shape in SHAPES[: args.shapes] for peer in args.peers for backward in passes]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda run: run_peer(*run, args.patience), runs))
     peers = []
-    for shape in SHAPES[: args.shapes]:
-        for peer in args.peers:
-            for backward in [False, True] if args.backward else [False]:
-                row = {"peer": peer, "member": PEERS[peer], "pass": "backward" if backward else "forward", "shape": list(shape)}
-                row.update(run_peer(peer, shape, backward, args.patience))
-                peers.append(row)
-                print(row, file=sys.stderr, flush=True)
+    for peer, shape, backward in runs:
+        row = {"peer": peer, "member": PEERS[peer], "pass": "backward" if backward else "forward", "shape": list(shape)}
+        row.update(run_peer(peer, shape, backward, args.patience))
+        peers.append(row)
+        print(row, file=sys.stderr, flush=True)
     import torch
 
     results = {
