@@ -35,11 +35,13 @@ class ScoreWeights {
     store(reaches, lane, {__int_as_float(reach(token)), __int_as_float(reach(token + 1))});
   }
 
-  /// Of a query and of the keys `key` and `key + 1`, outside of the tokens of the query's warp.
+  /// Of a query, for keys outside of its warp's tokens.
   __device__ float row(int query) const { return load(rows, query); }
-  __device__ float2 column_pair(int warp, int key) const { return load_pair(columns(warp), key); }
   __device__ float sum(int token) const { return load(sums_at, token); }
-  __device__ float2 sum_pair(int token) const { return load_pair(sums_at, token); }
+  /// Of the keys `key` and `key + 1` for a warp's queries: its factors, or sums where they are its own tokens.
+  __device__ float2 key_pair(int warp, int key) const {
+    return load_pair(key / 16 == warp ? sums_at : columns(warp), key);
+  }
   /// How many other tokens a query sees.
   __device__ int reach(int query) const { return __float_as_int(load(reaches, query)); }
 

@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(128 * ValueGroups, 1)
         arch::wait_products<0>();
         arch::pin(state_t);
       }
-      __syncwarp();
-      if (lane == 0) arch::arrive(arch::shared_address(&barriers.released[at.place]));
+      arch::arrive(arch::shared_address(&barriers.released[at.place]));
       at.advance(tiles.stages);
     }
     for_each_state_element<KeyDim / 2>(

@@ -16,18 +16,23 @@
 
 namespace chela::cuda::detail {
 
-/// This lane's scores, weighed by a scalar decay.
-template <class W>
+/// This lane's scores, weighed by a scalar decay. Those that its warp's queries do not see come out as anything. Weights
+/// are loaded `Ahead` of their use where there are registers for them.
+template <class W, bool Ahead>
 __device__ void weigh_scores(float (&scores)[32], const ScoreWeights& chunk, int warp, int lane) {
   const int row = 16 * warp + lane / 4;
   const float rows[2] = {chunk.row(row), chunk.row(row + 8)}, sums[2] = {chunk.sum(row), chunk.sum(row + 8)};
+  const auto of_keys = [&](int j) { return chunk.key_pair(warp, 8 * j + 2 * (lane % 4)); };
+  [[maybe_unused]] float2 loaded[8];
+  if constexpr (Ahead) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) loaded[j] = of_keys(j);
+  }
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    // Only keys that this warp's queries can see.
-    if (W::reversed ? j / 2 < warp : j / 2 > warp) continue;
-    const int key = 8 * j + 2 * (lane % 4);
+    if (!Ahead && (W::reversed ? j / 2 < warp : j / 2 > warp)) continue;
     const bool own = j / 2 == warp;
-    const float2 pair = own ? chunk.sum_pair(key) : chunk.column_pair(warp, key);
+    const float2 pair = Ahead ? loaded[j] : of_keys(j);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float of_key = i % 2 ? pair.y : pair.x, of_query = sums[i / 2];
@@ -75,7 +80,7 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       const ScoreWeights chunk = tiles.score_weights(at.place);
 #pragma unroll
       for (int i = 0; i < 2; ++i) reach[i] = min(reach[i], chunk.reach(row + 8 * i));
-      weigh_scores<W>(scores, chunk, warp, lane);
+      weigh_scores<W, !W::may_sum>(scores, chunk, warp, lane);
     }
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
@@ -283,11 +288,8 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
         round_state();
       }
     }
-    __syncwarp();
-    if (lane == 0) {
-      arch::arrive(arch::shared_address(&barriers.released[at.place]));
-      arch::arrive(arch::shared_address(&barriers.taken[buffer.place]));
-    }
+    arch::arrive(arch::shared_address(&barriers.released[at.place]));
+    arch::arrive(arch::shared_address(&barriers.taken[buffer.place]));
     arch::wait_barrier(arch::shared_address(&barriers.cleared[group][staged.place]), staged.parity ^ 1);
     hand_over_output(args, output_t, output, place, chunk, chunk == shared, group, thread);
     arch::arrive(arch::shared_address(&barriers.staged[group][staged.place]));
@@ -314,8 +316,9 @@ struct RegisterShares {
 };
 /// Together what the launch gives: 168 a thread to three warpgroups, 128 to four, 80 to three of which two blocks are to
 /// fit on a multiprocessor.
-CHELA_HOST_DEVICE constexpr RegisterShares register_shares(bool decays, int value_groups, int blocks) {
-  if (value_groups == 2) return decays ? RegisterShares{72, 200, 40} : RegisterShares{72, 208, 24};
+CHELA_HOST_DEVICE constexpr RegisterShares register_shares(bool decays, bool may_sum, int value_groups, int blocks) {
+  if (value_groups == 2 && decays) return may_sum ? RegisterShares{72, 200, 40} : RegisterShares{96, 192, 32};
+  if (value_groups == 2) return {72, 208, 24};
   if (blocks == 2) return decays ? RegisterShares{72, 136, 32} : RegisterShares{80, 136, 24};
   return {128, 240, 56};
 }
@@ -337,7 +340,7 @@ __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, Warpg
   if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
   init_barriers(barriers, tiles.stages, ValueGroups);
   constexpr int given = 65536 / (Blocks * pass_threads<ValueGroups>) / 8 * 8;
-  constexpr RegisterShares shares = register_shares(D::decays, ValueGroups, Blocks);
+  constexpr RegisterShares shares = register_shares(D::decays, W::may_sum, ValueGroups, Blocks);
   static_assert(shares.scores + ValueGroups * shares.states + shares.service <= (2 + ValueGroups) * given);
   const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
   if (warpgroup == 0) {

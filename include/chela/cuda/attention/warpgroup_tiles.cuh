@@ -137,10 +137,10 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
     };
     for (int i = 0; i < stages; ++i) {
       init(barriers.loaded[i], 1);
-      init(barriers.released[i], 4 * value_groups);
+      init(barriers.released[i], 128 * value_groups);
       init(barriers.gated[i], 32);
     }
-    for (int i = 0; i < 2; ++i) init(barriers.scored[i], 128), init(barriers.taken[i], 4 * value_groups);
+    for (int i = 0; i < 2; ++i) init(barriers.scored[i], 128), init(barriers.taken[i], 128 * value_groups);
     for (int i = 0; i < 6; ++i) {
       init(barriers.primal[i / 3][i % 3], 1);
       init(barriers.staged[i / 3][i % 3], 128);
