@@ -10,7 +10,8 @@
 //   th_1 = 1/4     th_{2n} = th_n / 2     th_{2n+1} = th_n / 2 + 1/2     twiddle(n) = exp(i pi th_n)
 //
 // N is 2^a, or 3, 5, 7 or 9 times 2^a. Then the root splits R ways first, into x^{N/R} - exp(2 pi i th) with
-// th = (1/4 + k) / R, and a tree of twos hangs from each. R is the odd number, or 6 where that saves a pass below.
+// th = (1/4 + k) / R, and a tree of twos hangs from each. R is the odd number, or 6 for 3: parts half as
+// large stay in a nearer cache.
 //
 // Inverse: butterflies of the ordinary inverse transform on values in tree order, which leave coefficient j multiplied
 // by N exp(i pi j / 2N); `output_weight` undoes the angle, and whoever makes a spectrum of a kernel undoes the N.
@@ -76,7 +77,7 @@ class RightAnglePlan {
   explicit RightAnglePlan(Index at_least, int largest_radix = 8) {
     const RightAngleSize size = right_angle_size(at_least);
     points_ = size.points, root_ = size.odd;
-    if (root_ == 3 && passed_levels(points_ / root_) % (largest_radix >= 8 ? 3 : 2) == 1) root_ = 6;
+    if (root_ == 3 && passed_levels(points_ / root_) > 2) root_ = 6;
     const std::vector<double> quarter = quarter_circle();
     fill_node_twiddles(quarter);
     fill_passes(quarter, largest_radix);
