@@ -185,6 +185,25 @@ __global__ void store_and_load(std::uint32_t* wrong) {
   }
 }
 
+/// Rows copied 8 bytes at a time, zeros for every third; and matrices turned on the way out of shared memory and in
+/// registers.
+__global__ void copy_and_turn(const std::uint32_t* rows, std::uint32_t* copied, std::uint32_t* wrong) {
+  const std::uint32_t tile = aligned_tiles();
+  const int lane = int(threadIdx.x);
+  for (int row = 0; row < 16; ++row)  // 16 rows of 128 bytes, of which a lane copies 8 bytes of every other
+    if (row % 2 == lane / 16)
+      arch::copy_async_8(tile + unsigned(128 * row + 8 * (lane % 16)), rows + 32 * row + 2 * (lane % 16), row % 3 != 0);
+  arch::commit_copies();
+  arch::wait_copies<0>();
+  __syncwarp();
+  for (int i = lane; i < 512; i += 32) copied[i] = arch::load_shared_word(tile + 4u * unsigned(i));
+  std::uint32_t straight[4], turned[4];
+  const std::uint32_t address = tile + unsigned(128 * (lane % 16) + 16 * (lane / 16));
+  arch::load_matrices(straight, address);
+  arch::load_matrices_transposed(turned, address);
+  for (int i = 0; i < 4; ++i) atomicAdd(wrong, unsigned(arch::transpose_matrix(straight[i]) != turned[i]));
+}
+
 __global__ void round_trip(const float* x, float* bf16, float* half, float* powers) {
   const int i = int(threadIdx.x);
   const float2 a = arch::unpack<__nv_bfloat16>(arch::pack<__nv_bfloat16>(x[2 * i], x[2 * i + 1]));
@@ -239,6 +258,19 @@ TEST_CASE("matrices in and out of shared memory") {
   const DeviceTensor<std::uint32_t, 1> wrong{Tensor<std::uint32_t, 1>(1)};
   store_and_load<<<1, 32, 2 * panel>>>(wrong.view().data);
   require_cuda(cudaGetLastError());
+  CHECK(wrong.host()(0) == 0);
+}
+
+TEST_CASE("copies of 8 bytes, and matrices turned in registers") {
+  Tensor<std::uint32_t, 1> rows(512);
+  for (Index i = 0; i < 512; ++i) rows(i) = std::uint32_t(2654435761u * unsigned(i + 1));
+  const DeviceTensor<std::uint32_t, 1> source(rows), copied(rows), wrong{Tensor<std::uint32_t, 1>(1)};
+  copy_and_turn<<<1, 32, 4096>>>(source.view().data, copied.view().data, wrong.view().data);
+  require_cuda(cudaGetLastError());
+  const auto got = copied.host();
+  int unequal = 0;
+  for (Index i = 0; i < 512; ++i) unequal += got(i) != (i / 32 % 3 != 0 ? rows(i) : 0u);
+  CHECK(unequal == 0);
   CHECK(wrong.host()(0) == 0);
 }
 

@@ -63,6 +63,13 @@ __device__ inline void store_matrices_transposed(std::uint32_t address, std::uin
 #endif
 }
 
+/// An 8x8 matrix of 16-bit elements that the warp holds as load_matrices gives it, transposed.
+__device__ inline std::uint32_t transpose_matrix(std::uint32_t x) {
+  std::uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 /// Copies 16 bytes from global to shared memory in the background, or writes zeros if not `valid`. Both 16-byte
 /// aligned.
 __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool valid) {
@@ -72,6 +79,11 @@ __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool va
 /// The first `bytes` of 16, up to all of them, and zeros for the rest.
 __device__ inline void copy_async_first_bytes(std::uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+/// As copy_async_16 for 8 bytes.
+__device__ inline void copy_async_8(std::uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(valid ? 8 : 0) : "memory");
 }
 
 /// As copy_async_16 for 4 bytes.
