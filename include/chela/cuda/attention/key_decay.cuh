@@ -13,6 +13,9 @@
 // larger cuts once they are decayed over half a block more. All factors are products of the a, so no exponential but
 // the a themselves is formed, nothing can overflow, and a reset (a = 0) is no special case.
 //
+// Back in time, where a query sees its own token and later ones, queries and keys change places: q_s *= exp(G - b_s),
+// k_t *= exp(b_t), and the scores are those above with the names exchanged, that is, transposed.
+//
 // Rounding: X is cut to 10 bits behind the point (with __half it loses no more than rounding to __half would). Queries
 // and keys leave as 16-bit elements, keys in two parts so that what is written into the state loses nothing.
 #include "chela/cuda/arch/mma.cuh"
@@ -36,8 +39,9 @@ struct KeyBlock {
 /// A block's log-decays on their way from global memory: a lane has its key and the next. Zero past the last token.
 class BlockGates {
  public:
-  /// `source` begins at key 0 of the sequence's first token.
+  /// `source` begins at key 0 of the sequence's first token. Nothing is fetched from before it.
   __device__ void fetch(const GateSource& source, int key, int first_token) {
+    if (first_token < 0) return;
     const float* at = source.data + key + first_token * source.token_stride;
     if (first_token + block_tokens <= source.tokens) {
 #pragma unroll
@@ -93,16 +97,16 @@ __device__ void join(float2 (&joined)[block_tokens / Half / 2], const float2 (&p
 
 /// Addresses of one lane, of its keys 2 l and 2 l + 1 in row 0: as a pair of 16-bit elements of the queries and of the
 /// keys; or, where a row of X takes their places, as float l of the first 32 (keys with an even number) and of the
-/// others.
+/// others. Here and in what follows queries are what comes later in time.
 struct BlockLane {
   std::uint32_t queries, keys;
   std::uint32_t query_matrix, key_matrix;  ///< its row for load_matrices
 
-  __device__ BlockLane(const KeyBlock& block, int lane)
-      : queries(block.queries + 4u * unsigned(lane)),
-        keys(block.keys + 4u * unsigned(lane)),
-        query_matrix(block.queries + unsigned(matrix(lane))),
-        key_matrix(block.keys + unsigned(matrix(lane))) {}
+  __device__ BlockLane(std::uint32_t queries_, std::uint32_t keys_, int lane)
+      : queries(queries_ + 4u * unsigned(lane)),
+        keys(keys_ + 4u * unsigned(lane)),
+        query_matrix(queries_ + unsigned(matrix(lane))),
+        key_matrix(keys_ + unsigned(matrix(lane))) {}
 
   /// The same place in another row.
   static __device__ std::uint32_t row(std::uint32_t in_row_0, int row) {
@@ -188,21 +192,24 @@ __device__ void meet_across(BlockScores& scores, const float2 (&q)[block_tokens]
   }
 }
 
-/// Writes a block's scores [16 queries, 16 keys], except for those of keys after their query: these places must hold
-/// zeros already.
-template <class T>
+/// Writes a block's scores [16 queries, 16 keys], except for those of keys that their query does not see: these places
+/// must hold zeros already. Back in time the rows are what else are keys.
+template <class T, bool Reversed = false>
 __device__ void store_scores(const BlockScores& scores, const KeyBlock& block, int lane) {
   const int query = lane / 4, column = lane % 4;
-  const auto place = [&](int row, int key) {
-    return block.scores + unsigned(arch::swizzled<block_tokens>(row, block.score_unit + key / 8) + key % 8 * 2);
+  const auto place = [&](int query, int key) {
+    const int row = Reversed ? key : query, in_row = Reversed ? query : key;
+    return block.scores + unsigned(arch::swizzled<block_tokens>(row, block.score_unit + in_row / 8) + in_row % 8 * 2);
+  };
+  const auto store = [&](int query, int key, float x) {
+    arch::store_shared_half_word(place(query, key), arch::pack<T>(x, 0));
   };
   const auto store_pair = [&](int half, int i) {
-    arch::store_shared_word(
-        place(query / half * 2 * half + half + query % half, 2 * column / half * 2 * half + 2 * column % half),
-        arch::pack<T>(scores.x[i], scores.x[i + 1]));
-  };
-  const auto store = [&](int row, int key, float x) {
-    arch::store_shared_half_word(place(row, key), arch::pack<T>(x, 0));
+    const int q = query / half * 2 * half + half + query % half, k = 2 * column / half * 2 * half + 2 * column % half;
+    if constexpr (Reversed)
+      store(q, k, scores.x[i]), store(q, k + 1, scores.x[i + 1]);
+    else
+      arch::store_shared_word(place(q, k), arch::pack<T>(scores.x[i], scores.x[i + 1]));
   };
   store_pair(8, 0);
   if (query / 4 == column / 2) store_pair(4, 2);
@@ -247,10 +254,10 @@ __device__ void store_key(float2 k, std::uint32_t to, std::uint32_t low_to) {
 /// Makes of a block's queries and keys what the step needs, in place, and returns the scores over its 64 keys. Keys
 /// past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to others. meanwhile()
 /// is called once the gates are no longer needed, with much of the work still to come.
-template <class T, class F>
+template <class T, bool Reversed = false, class F>
 __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& gates, int tokens, int lane,
                                      F meanwhile) {
-  const BlockLane at(block, lane);
+  const BlockLane at(Reversed ? block.keys : block.queries, Reversed ? block.queries : block.keys, lane);
   float2 q[block_tokens], k[block_tokens];
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
@@ -260,7 +267,7 @@ __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& ga
   if (tokens < block_tokens) {
 #pragma unroll
     for (int t = 0; t < block_tokens; ++t)
-      if (t >= tokens) k[t] = {0, 0};
+      if (t >= tokens) (Reversed ? q : k)[t] = {0, 0};
   }
   BlockScores scores{};
   meet_themselves<T>(scores, at, lane);
@@ -284,8 +291,10 @@ __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& ga
   const std::uint32_t low = block.low + 4u * unsigned(lane);
 #pragma unroll
   for (int t = 0; t < block_tokens; ++t) {
-    arch::store_shared_word(BlockLane::row(at.queries, t), arch::pack<T>(q[t].x, q[t].y));
-    store_key<T>(k[t], BlockLane::row(at.keys, t), BlockLane::row(low, t));
+    const std::uint32_t to_queries = BlockLane::row(at.queries, t), to_keys = BlockLane::row(at.keys, t);
+    const float2 read = Reversed ? k[t] : q[t];
+    arch::store_shared_word(Reversed ? to_keys : to_queries, arch::pack<T>(read.x, read.y));
+    store_key<T>(Reversed ? q[t] : k[t], Reversed ? to_queries : to_keys, BlockLane::row(low, t));
   }
   arch::store_shared_float2(block.ages + 8u * unsigned(lane), arch::exp2_flushed(log2_age.x),
                             arch::exp2_flushed(log2_age.y));

@@ -42,27 +42,33 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
   });
 }
 
-template <class T, int KeyClass, int ValueWarps, int Stages>
-Status launch_key_decay_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t stream) {
+template <class T, int KeyClass, int ValueWarps, int Stages, class W>
+Status launch_key_decay_warp_pass(WarpPass<T> args, Index heads, const Device& device, cudaStream_t stream) {
   using Tiles = KeyDecayWarpTiles<KeyClass, ValueWarps, Stages>;
-  if (Tiles::bytes + int(sizeof(Place) + sizeof(WarpRows<T>)) > plan.device.shared_bytes)
+  if (Tiles::bytes + int(sizeof(Place) + sizeof(WarpRows<T>)) > device.shared_bytes)
     return {Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-  args.pass.value_tiles = int(ceil_div(plan.shape.value_dim, 16 * ValueWarps));
-  if (plan.staged)
-    if (Status s = launch_scan<KeyDecay>(args.pass, stream); !s.ok()) return s;
-  return launch(key_decay_warp_pass<T, KeyClass, ValueWarps, Stages>,
-                dim3(unsigned(plan.sequences * plan.shape.output_heads() * args.pass.value_tiles)), Tiles::threads,
-                Tiles::bytes, stream, args);
+  args.pass.value_tiles = int(ceil_div(Index(args.pass.value_dim), 16 * ValueWarps));
+  return launch(key_decay_warp_pass<T, KeyClass, ValueWarps, Stages, W>, dim3(unsigned(heads * args.pass.value_tiles)),
+                Tiles::threads, Tiles::bytes, stream, args);
+}
+
+/// A pass by warps, over so many output heads of all sequences.
+template <LinearPolicy P, class W, class T>
+Status launch_key_decay_warps(const WarpPass<T>& args, Index heads, const Device& device, cudaStream_t stream) {
+  constexpr int stages = P.instructions == Instructions::warp && P.stages > 0 ? P.stages : 4;
+  const int key_dim = args.pass.key_dim;
+  if (key_dim <= 64) return launch_key_decay_warp_pass<T, 64, 4, stages, W>(args, heads, device, stream);
+  if (key_dim <= 128) return launch_key_decay_warp_pass<T, 128, 8, stages, W>(args, heads, device, stream);
+  return launch_key_decay_warp_pass<T, 256, 4, stages, W>(args, heads, device, stream);
 }
 
 template <LinearPolicy P, class T, RuleKind R, class F>
 Status launch_key_decay_warps(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
                               const LinearPass& pass, cudaStream_t stream) {
-  constexpr int stages = P.instructions == Instructions::warp && P.stages > 0 ? P.stages : 4;
-  const WarpPass<T> kernel_args{args.q, args.k, args.v, args.o, pass};
-  if (plan.shape.key_dim <= 64) return launch_key_decay_warp_pass<T, 64, 4, stages>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128) return launch_key_decay_warp_pass<T, 128, 8, stages>(kernel_args, plan, stream);
-  return launch_key_decay_warp_pass<T, 256, 4, stages>(kernel_args, plan, stream);
+  if (plan.staged)
+    if (Status s = launch_scan<KeyDecay>(pass, stream); !s.ok()) return s;
+  return launch_key_decay_warps<P, InTime>(WarpPass<T>{args.q, args.k, args.v, args.o, pass},
+                                           plan.sequences * plan.shape.output_heads(), plan.device, stream);
 }
 
 }  // namespace chela::cuda::detail

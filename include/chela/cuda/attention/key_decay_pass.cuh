@@ -16,36 +16,38 @@
 namespace chela::cuda::detail {
 
 /// Warpgroup 0: each warp takes the blocks of one panel of keys, every fourth or second of them.
-template <class T, int KeyDim, class Tiles>
+template <class T, int KeyDim, bool Reversed, class Tiles>
 __device__ void prepare_keys(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
                              const Place& place, int thread) {
   constexpr int panels = KeyDim / 64, parallel_blocks = Tiles::parallel_blocks, turns = chunk_blocks / parallel_blocks;
-  constexpr int stride = parallel_blocks * block_tokens;
+  constexpr int stride = (Reversed ? -1 : 1) * parallel_blocks * block_tokens;
   const int warp = thread / 32, lane = thread % 32, key_panel = warp % panels;
-  KeyDecayLoader<T, true, Tiles> loader(args, tiles, barriers, place, thread == 0);
+  KeyDecayLoader<T, true, Reversed, Tiles> loader(args, tiles, barriers, place, thread == 0);
   for (int i = 0; i < tiles.stages; ++i) loader.load_next();
   const GateSource source = gates_of(args.pass, place);
   const int key = key_panel * block_keys + 2 * lane;
-  const int first_block = warp / panels;
+  const int first_block = warp / panels, chunks = place.end_chunk - place.first_chunk;
   BlockGates gates;
-  gates.fetch(source, key, place.first_chunk * chunk_len + first_block * block_tokens);
+  gates.fetch(source, key,
+              in_walk<Reversed>(first_block, place.first_chunk * chunk_blocks, chunks * chunk_blocks) * block_tokens);
 
   RingPosition at, buffer;
-  for (int chunk = place.first_chunk; chunk < place.end_chunk; ++chunk) {
+  for (int step = 0; step < chunks; ++step) {
+    const int chunk = in_walk<Reversed>(step, place.first_chunk, chunks);
     arch::wait_barrier(arch::shared_address(&barriers.released[buffer.place]), buffer.parity ^ 1);
-    if (chunk >= place.first_chunk + 2) loader.load_next();
+    if (step >= 2) loader.load_next();
     __syncwarp();
 #pragma unroll 1
     for (int turn = 0; turn < turns; ++turn) {
-      const int block = first_block + turn * parallel_blocks;
+      const int block = in_walk<Reversed>(first_block + turn * parallel_blocks, 0, chunk_blocks);
       const int first = chunk * chunk_len + block * block_tokens;
       arch::wait_barrier(arch::shared_address(&barriers.loaded[at.place]), at.parity);
       const KeyBlock rows = tiles.block(at.place, buffer.place, block, key_panel);
-      BlockScores scores =
-          prepare_block<T>(rows, gates, place.tokens - first, lane, [&] { gates.fetch(source, key, first + stride); });
+      BlockScores scores = prepare_block<T, Reversed>(rows, gates, place.tokens - first, lane,
+                                                      [&] { gates.fetch(source, key, first + stride); });
       if constexpr (panels > 1)
         sum_over_panels<panels>(scores, tiles.panel_sums(first_block, turn), key_panel, 4 + first_block, lane);
-      if (key_panel == 0) store_scores<T>(scores, rows, lane);
+      if (key_panel == 0) store_scores<T, Reversed>(scores, rows, lane);
       arch::fence_copies();
       arch::arrive(arch::shared_address(&barriers.prepared[buffer.place][block]));
     }
@@ -70,6 +72,7 @@ __device__ void store_staged_output(const WarpgroupPass<T>& args, std::uint32_t 
   arch::fence_copies();
   if (thread == 0) arch::wait_stores_read();
   arch::sync_threads(1 + group, 128);
+  if (!args.output.present()) return;
   const int token = place.first_token + chunk * chunk_len, column = place.value_begin + 64 * group;
   if (!shared) {
     if (thread == 0) arch::store_tensor(&args.o, staged, 0, token, column / 64, place.head, place.batch);
@@ -82,7 +85,7 @@ __device__ void store_staged_output(const WarpgroupPass<T>& args, std::uint32_t 
 }
 
 /// Warpgroups 1 and on: states, and outputs, of 64 value columns each.
-template <class T, int KeyDim, class Tiles>
+template <class T, int KeyDim, bool Reversed, class Tiles>
 __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
                                  const Place& place, int group, int thread) {
   using arch::Major;
@@ -94,10 +97,11 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
   std::uint32_t age_column[1] = {8u * unsigned(lane % 4)};
   arch::pin(age_column);  // not to be made anew for each block
 
-  const int shared = shared_chunk(pass, place), end = place.end_chunk;
-  const bool keeps_boundaries = pass.boundary_states.present();
+  const int shared = shared_chunk(pass, place), chunks = place.end_chunk - place.first_chunk;
+  const bool keeps_boundaries = !Reversed && pass.boundary_states.present();
   RingPosition at, buffer;
-  for (int chunk = place.first_chunk; chunk < end; ++chunk) {
+  for (int step = 0; step < chunks; ++step) {
+    const int chunk = in_walk<Reversed>(step, place.first_chunk, chunks);
     const std::uint32_t v = tiles.values(at.place, group);
     const auto v_rows = arch::operand<Major::side>(v);
     const auto k_rows = arch::operand<Major::side>(tiles.keys(at.place));
@@ -107,8 +111,8 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
 
     const std::uint32_t staged = tiles.output(group, buffer.place);
 #pragma unroll 1
-    for (int block = 0; block < chunk_blocks; ++block) {
-      const int rows = block * Tiles::block_rows;
+    for (int done = 0; done < chunk_blocks; ++done) {
+      const int block = in_walk<Reversed>(done, 0, chunk_blocks), rows = block * Tiles::block_rows;
       arch::wait_barrier(arch::shared_address(&barriers.prepared[buffer.place][block]), buffer.parity);
       float output_t[8];  // [64 value columns, 16 tokens]
       std::uint32_t rounded[KeyDim / 4];
@@ -149,7 +153,7 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
 }
 
 /// Blocks of 128 (1 + ValueGroups) threads, each for 64 ValueGroups value columns.
-template <class T, int KeyDim, int ValueGroups>
+template <class T, int KeyDim, int ValueGroups, bool Reversed = false>
 __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     key_decay_pass(const __grid_constant__ WarpgroupPass<T> args) {
   if constexpr (arch::has_warpgroups) {
@@ -158,7 +162,7 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     __shared__ KeyDecayBarriers barriers;
     __shared__ Place place;
     const Tiles tiles(memory, args.pass.stages);
-    if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups);
+    if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, blockIdx.x, Reversed);
     for (int i = int(threadIdx.x); i < 2 * Tiles::score_bytes / 16; i += int(blockDim.x))  // see store_scores
       arch::store_shared_unit(tiles.scores(i % 2) + 16u * unsigned(i / 2), uint4{0, 0, 0, 0});
     arch::fence_copies();
@@ -169,10 +173,10 @@ __global__ void __launch_bounds__(128 * (1 + ValueGroups), 1)
     const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
     if (warpgroup == 0) {
       if constexpr (three) arch::take_registers<200>();
-      prepare_keys<T, KeyDim>(args, tiles, barriers, place, thread);
+      prepare_keys<T, KeyDim, Reversed>(args, tiles, barriers, place, thread);
     } else {
       if constexpr (three) arch::give_registers<152>();
-      carry_aged_state<T, KeyDim>(args, tiles, barriers, place, warpgroup - 1, thread);
+      carry_aged_state<T, KeyDim, Reversed>(args, tiles, barriers, place, warpgroup - 1, thread);
     }
   }
 }

@@ -9,6 +9,12 @@ namespace chela::cuda::detail {
 /// Blocks of one chunk.
 inline constexpr int chunk_blocks = chunk_len / block_tokens;
 
+/// The nth chunk, block of a chunk, or other of `count` that a walk comes to.
+template <bool Reversed>
+__device__ constexpr int in_walk(int n, int first, int count) {
+  return Reversed ? first + count - 1 - n : first + n;
+}
+
 /// As WarpgroupBarriers, and static for the same reason.
 struct KeyDecayBarriers {
   std::uint64_t loaded[most_stages];
@@ -73,7 +79,7 @@ struct KeyDecayTiles {
 };
 
 /// The copies of chunks to come, started by one thread, which knows when a place of the ring is free.
-template <class T, bool Outputs, class Tiles>
+template <class T, bool Outputs, bool Reversed, class Tiles>
 class KeyDecayLoader {
  public:
   __device__ KeyDecayLoader(const WarpgroupPass<T>& args, const Tiles& tiles, KeyDecayBarriers& barriers,
@@ -82,10 +88,11 @@ class KeyDecayLoader {
         tiles_(tiles),
         barriers_(barriers),
         place_(place),
-        chunk_(loads ? place.first_chunk : place.end_chunk) {}
+        chunk_(Reversed ? place.end_chunk - 1 : place.first_chunk),
+        left_(loads ? place.end_chunk - place.first_chunk : 0) {}
 
   __device__ void load_next() {
-    if (chunk_ >= place_.end_chunk) return;
+    if (left_ == 0) return;
     const std::uint32_t loaded = arch::shared_address(&barriers_.loaded[at_.place]);
     arch::arrive_expecting(loaded, Tiles::stage);
     const int token = place_.first_token + chunk_ * chunk_len, batch = place_.batch;
@@ -95,7 +102,8 @@ class KeyDecayLoader {
     arch::load_tensor(tiles_.values(at_.place, 0), &args_.v, loaded, 0, token, place_.value_begin / 64,
                       place_.value_head, batch);
     at_.advance(tiles_.stages);
-    ++chunk_;
+    chunk_ += Reversed ? -1 : 1;
+    --left_;
   }
 
  private:
@@ -103,7 +111,7 @@ class KeyDecayLoader {
   const Tiles& tiles_;
   KeyDecayBarriers& barriers_;
   const Place& place_;
-  int chunk_;
+  int chunk_, left_;
   RingPosition at_;
 };
 

@@ -86,7 +86,7 @@ __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&s
 }
 
 /// Blocks of Tiles::threads threads for 16 ValueWarps value columns and up to KeyClass keys.
-template <class T, int KeyClass, int ValueWarps, int Stages>
+template <class T, int KeyClass, int ValueWarps, int Stages, class W = InTime>
 __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     key_decay_warp_pass(const __grid_constant__ WarpPass<T> args) {
   using Tiles = KeyDecayWarpTiles<KeyClass, ValueWarps, Stages>;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
   __shared__ alignas(WarpRows<T>) char rows_memory[sizeof(WarpRows<T>)];
   const LinearPass& pass = args.pass;
   if (threadIdx.x == 0) {
-    place = place_of_block(pass, 16 * ValueWarps);
+    place = place_of_block(pass, 16 * ValueWarps, blockIdx.x, W::reversed);
     new (rows_memory) WarpRows<T>{{args.q, place, place.query_head, 0},
                                   {args.k, place, place.key_head, 0},
                                   {args.v, place, place.value_head, place.value_begin},
@@ -109,21 +109,23 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
   const Tiles tiles{{(arch::shared_address(memory) + 127u) & ~127u}};
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int chunks = (place.tokens + block_tokens - 1) / block_tokens;
-  const auto load = [&](int chunk) {
-    if (chunk < chunks) load_chunk<Ring, T, WithoutDecay>(pass, rows, tiles, place, chunk, chunk, thread);
+  const auto load = [&](int step) {
+    if (step < chunks)
+      load_chunk<Ring, T, WithoutDecay>(pass, rows, tiles, place, step, chunk_of<W>(step, chunks), thread);
     arch::commit_copies();
   };
+  const auto store = [&](int step) { store_chunk<Ring>(rows, tiles, place, step, chunk_of<W>(step, chunks), thread); };
   const auto next_is_here = [&] {
     arch::wait_copies<Stages - 3>();
     __syncthreads();
   };
-  const auto turn = [&](int chunk) {  // what every warp does while a block is prepared and the last one is consumed
-    load(chunk + Stages - 1);
-    if (chunk > 0) store_chunk<Ring>(rows, tiles, place, chunk - 1, chunk - 1, thread);
+  const auto turn = [&](int step) {  // what every warp does while a block is prepared and the last one is consumed
+    load(step + Stages - 1);
+    if (step > 0) store(step - 1);
   };
   for (int i = thread; i < 2 * Tiles::score_tile / 16; i += Tiles::threads)
     arch::store_shared_unit(tiles.scores(i % 2) + 16u * unsigned(i / 2), uint4{0, 0, 0, 0});
-  for (int chunk = 0; chunk < Stages - 1; ++chunk) load(chunk);
+  for (int step = 0; step < Stages - 1; ++step) load(step);
   arch::wait_copies<Stages - 2>();
   __syncthreads();
 
@@ -131,34 +133,35 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     const int key_panel = warp - ValueWarps, key_of_lane = key_panel * block_keys + 2 * lane;
     const int key = key_of_lane < pass.key_dim ? key_of_lane : 0;  // where there is none, queries and keys are zero
     const GateSource source = gates_of(pass, place);
+    constexpr int stride = W::reversed ? -block_tokens : block_tokens;
     BlockGates gates;
-    gates.fetch(source, key, 0);
-    const auto prepare = [&](int chunk) {
-      if (chunk >= chunks) return;
-      const int first = chunk * block_tokens;
-      const KeyBlock block = tiles.block(chunk, key_panel);
-      BlockScores scores = prepare_block<T>(block, gates, place.tokens - first, lane,
-                                            [&] { gates.fetch(source, key, first + block_tokens); });
+    gates.fetch(source, key, chunk_of<W>(0, chunks) * block_tokens);
+    const auto prepare = [&](int step) {
+      if (step >= chunks) return;
+      const int first = chunk_of<W>(step, chunks) * block_tokens;
+      const KeyBlock block = tiles.block(step, key_panel);
+      BlockScores scores = prepare_block<T, W::reversed>(block, gates, place.tokens - first, lane,
+                                                         [&] { gates.fetch(source, key, first + stride); });
       if constexpr (Tiles::panels > 1)
-        sum_over_panels<Tiles::panels>(scores, tiles.panel_sums(chunk), key_panel, 1, lane);
-      if (key_panel == 0) store_scores<T>(scores, block, lane);
+        sum_over_panels<Tiles::panels>(scores, tiles.panel_sums(step), key_panel, 1, lane);
+      if (key_panel == 0) store_scores<T, W::reversed>(scores, block, lane);
     };
     prepare(0);
-    for (int chunk = 0; chunk < chunks; ++chunk) next_is_here(), turn(chunk), prepare(chunk + 1);
+    for (int step = 0; step < chunks; ++step) next_is_here(), turn(step), prepare(step + 1);
   } else {
     float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
     const int value = place.value_begin + 16 * warp + lane / 4;
     load_first_state(state_t, pass, place, value, lane);
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      next_is_here(), turn(chunk);
-      step_block<T>(tiles, pass, state_t, chunk, warp, lane);
-      if (pass.boundary_states.present())
-        store_boundary_state(state_t, pass, place, (chunk + 1) * block_tokens, value, lane);
+    for (int step = 0; step < chunks; ++step) {
+      next_is_here(), turn(step);
+      step_block<T>(tiles, pass, state_t, step, warp, lane);
+      if (!W::reversed && pass.boundary_states.present())
+        store_boundary_state(state_t, pass, place, (step + 1) * block_tokens, value, lane);
     }
     store_last_state(state_t, pass, place, value, lane);
   }
   __syncthreads();
-  if (chunks > 0) store_chunk<Ring>(rows, tiles, place, chunks - 1, chunks - 1, thread);
+  if (chunks > 0) store(chunks - 1);
 }
 
 }  // namespace chela::cuda::detail
