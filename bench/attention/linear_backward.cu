@@ -15,10 +15,11 @@ namespace {
 
 using Element = __nv_bfloat16;
 using Rows = Array<Element, Index, Index, Index, Index>;
-using Gates = Array<float, Index, Index, Index>;
+using Gates = Array<float, Index, Index, Index, Index>;
 
 template <DecayKind D>
 struct Buffers {
+  static constexpr bool per_key = D == DecayKind::per_key;
   Rows q, k, v, grad_o, grad_q, grad_k, grad_v;
   Gates log_decay, grad_log_decay;
 
@@ -30,8 +31,8 @@ struct Buffers {
         grad_q(seed, 0, 0, batch, tokens, heads, key_dim),
         grad_k(seed, 0, 0, batch, tokens, heads, key_dim),
         grad_v(seed, 0, 0, batch, tokens, heads, value_dim),
-        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads),
-        grad_log_decay(seed, 0, 0, batch, tokens, heads) {
+        log_decay(seed + 4, -0.2f, 0, batch, tokens, heads, per_key ? key_dim : 1),
+        grad_log_decay(seed, 0, 0, batch, tokens, heads, per_key ? key_dim : 1) {
     for (const DeviceMemory* memory : {&grad_q.memory, &grad_k.memory, &grad_v.memory, &grad_log_decay.memory})
       require_cuda(cudaMemset(memory->data(), 0xff, memory->bytes()));
   }
@@ -43,16 +44,21 @@ struct Buffers {
                                               .grad_q = grad_q.view,
                                               .grad_k = grad_k.view,
                                               .grad_v = grad_v.view};
-    if constexpr (D == DecayKind::per_token) a.log_decay = log_decay.view, a.grad_log_decay = grad_log_decay.view;
-    if constexpr (D == DecayKind::per_head) {
-      a.log_decay = slice(slice(log_decay.view, 0), 0);
-      a.grad_log_decay = slice(slice(grad_log_decay.view, 0), 0);
-    }
+    const auto given = [](TensorView<float, 4> all) {
+      if constexpr (per_key)
+        return all;
+      else if constexpr (D == DecayKind::per_token)
+        return slice_axis<3>(all, 0);
+      else
+        return slice(slice(slice_axis<3>(all, 0), 0), 0);
+    };
+    if constexpr (D != DecayKind::none)
+      a.log_decay = given(log_decay.view), a.grad_log_decay = given(grad_log_decay.view);
     return a;
   }
 };
 
-/// Whether two columns of one gradient are those of attention with other roles, by the recurrence.
+/// Whether some columns of one gradient are those of attention with other roles, by the recurrence.
 bool right(const Tensor<double, 4>& got, TensorView<const double, 4> q, TensorView<const double, 4> k,
            TensorView<const double, 4> v, TensorView<const double, 4> log_decay, double scale, bool back) {
   const Index tokens = q.extents[1], piece = 4096;
@@ -79,16 +85,20 @@ bool right(const Buffers<D>& b) {
   const auto grad_q = b.grad_q.on_host(), grad_k = b.grad_k.on_host(), grad_v = b.grad_v.on_host();
   const auto g = b.log_decay.on_host();
   const auto [batch, tokens, heads, key_dim] = b.q.view.extents;
-  const Index value_dim = b.v.view.extents[3], columns = 2;
+  const Index value_dim = b.v.view.extents[3], decays = b.log_decay.view.extents[3];
+  const Index columns = Buffers<D>::per_key ? 1 : 2;  // that share their decay
   const double scale = 1 / std::sqrt(double(key_dim));
   for (const auto& [entry, head, first] : {std::array<Index, 3>{0, 0, 0}, {batch - 1, heads - 1, 62}}) {
     // Back in time a token's decay acts one step later.
-    Tensor<double, 4> forth(1, tokens, 1, 1), back(1, tokens, 1, 1);
-    for (Index t = 0; t < tokens && D != DecayKind::none; ++t)
-      forth(0, t, 0, 0) = double(g[std::size_t(D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head)]);
-    for (Index t = 1; t < tokens; ++t) back(0, t, 0, 0) = forth(0, tokens - t, 0, 0);
-    const auto spread = [](const Tensor<double, 4>& x, Index dim) {
-      TensorView<const double, 4> view = x;
+    Tensor<double, 4> forth(1, tokens, 1, decays), back(1, tokens, 1, decays);
+    for (Index i = 0; i < decays; ++i) {
+      for (Index t = 0; t < tokens && D != DecayKind::none; ++t)
+        forth(0, t, 0, i) = double(
+            g[std::size_t((D == DecayKind::per_head ? head : (entry * tokens + t) * heads + head) * decays + i)]);
+      for (Index t = 1; t < tokens; ++t) back(0, t, 0, i) = forth(0, tokens - t, 0, i);
+    }
+    const auto spread = [decays](TensorView<const double, 4> view, Index dim, Index column) {
+      if (decays > 1) view = run(view, 3, column, 1);
       view.extents[3] = dim, view.strides[3] = 0;
       return view;
     };
@@ -101,9 +111,10 @@ bool right(const Buffers<D>& b) {
     const Tensor<double, 4> all_q = all(q, b.q), all_k = all(k, b.k), all_v = all(v, b.v),
                             all_o = all(grad_o, b.grad_o);
     const Tensor<double, 4> some_q = some(q, b.q), some_k = some(k, b.k), some_o = some(grad_o, b.grad_o);
-    if (!right(some(grad_q, b.grad_q), all_o, all_v, some_k, spread(forth, value_dim), scale, false) ||
-        !right(some(grad_k, b.grad_k), all_v, all_o, some_q, spread(back, value_dim), scale, true) ||
-        !right(some(grad_v, b.grad_v), all_k, all_q, some_o, spread(back, key_dim), scale, true))
+    const TensorView<const double, 4> of_keys = decays > 1 ? back.view() : spread(back, key_dim, 0);
+    if (!right(some(grad_q, b.grad_q), all_o, all_v, some_k, spread(forth, value_dim, first), scale, false) ||
+        !right(some(grad_k, b.grad_k), all_v, all_o, some_q, spread(back, value_dim, first), scale, true) ||
+        !right(some(grad_v, b.grad_v), all_k, all_q, some_o, of_keys, scale, true))
       return false;
   }
   return true;
@@ -111,7 +122,8 @@ bool right(const Buffers<D>& b) {
 
 template <LinearPolicy P, DecayKind D>
 void linear_attention(benchmark::State& state) {
-  const Index key_dim = state.range(3), value_dim = state.range(4), decays = D == DecayKind::per_token ? 1 : 0;
+  const Index key_dim = state.range(3), value_dim = state.range(4);
+  const Index decays = D == DecayKind::per_key ? key_dim : D == DecayKind::per_token ? 1 : 0;
   time_linear<Buffers<D>>(
       state, double(2 * (4 * key_dim + 3 * value_dim) + 8 * decays),
       [](const auto& args) { return cuda::workspace_bytes<P>(args); },
@@ -131,6 +143,7 @@ constexpr LinearPolicy tuned{};
 CHELA_BENCH(tuned, none);
 CHELA_BENCH(tuned, per_head);
 CHELA_BENCH(tuned, per_token);
+CHELA_BENCH(tuned, per_key);
 
 }  // namespace
 

@@ -1,5 +1,7 @@
 #pragma once
-// Gradients of linear attention on a GPU, for one element type (linear_backward.cu and linear_backward_half.cu).
+// Gradients of linear attention on a GPU, for one element type and some members: linear_backward.cu, linear_backward_per_key.cu
+// and their like for half precision. They name the element type, CHELA_MEMBERS, and of these one for tests that do not look
+// at decays (plain_decay) and one for those that do (test_decay).
 #include <doctest/doctest.h>
 
 #include <string>
@@ -109,6 +111,8 @@ struct WantedGradients {
     for (Index b = 0; b < batch; ++b)
       for (Index t = 0; t < tokens; ++t)
         for (Index h = 0; h < heads; ++h) {
+          if constexpr (D == DecayKind::per_key)
+            for (Index i = 0; i < keys; ++i) log_decay(b, t, h, i) = decay_scale(b, t, h, i) = per_key(b, t, h, i);
           double sum = 0;
           for (Index i = 0; i < keys; ++i) sum += per_key(b, t, h, i);
           if constexpr (D == DecayKind::per_head) log_decay(h) += sum, decay_scale(h) += std::abs(sum);
@@ -154,10 +158,6 @@ void check_errors(const Problem<T, D, RuleKind::additive>& p) {
   for (double error : {error_of<P>(p, want)...}) CHECK(error < 1);
 }
 
-#define CHELA_MEMBERS                                                                           \
-  Member<DecayKind::none, RuleKind::additive>, Member<DecayKind::per_head, RuleKind::additive>, \
-      Member<DecayKind::per_token, RuleKind::additive>
-
 TEST_CASE_TEMPLATE("gradients of any number of tokens", M, CHELA_MEMBERS) {
   using P = Problem<TestElement, M::decay, M::rule>;
   for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 200, 500}) {
@@ -196,7 +196,7 @@ TEST_CASE_TEMPLATE("gradients of heads that share", M, CHELA_MEMBERS) {
 
 TEST_CASE("gradients under decays of any strength") {
   constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-  using P = Problem<TestElement, DecayKind::per_token, RuleKind::additive>;
+  using P = Problem<TestElement, test_decay, RuleKind::additive>;
   for (float g : {0.f, -1e-12f, -1.f, -20.f, -88.f, -1000.f, minus_infinity})
     for (bool alternating : {false, true}) {
       CAPTURE(g);
@@ -332,7 +332,7 @@ template <class Args>
 Args tokens_of(Args args, Index begin, Index count) {
   const auto cut = [&](auto& x) { x = run(x, 1, begin, count); };
   cut(args.q), cut(args.k), cut(args.v), cut(args.grad_o), cut(args.grad_q), cut(args.grad_k), cut(args.grad_v);
-  if constexpr (args.log_decay.rank == 3) cut(args.log_decay), cut(args.grad_log_decay);
+  if constexpr (args.log_decay.rank > 1) cut(args.log_decay), cut(args.grad_log_decay);
   return args;
 }
 
@@ -365,16 +365,16 @@ void check_ragged(Index key_dim) {
   CHECK(same_bits(packed.grad_k.host(), alone.grad_k.host()));
   CHECK(same_bits(packed.grad_v.host(), alone.grad_v.host()));
   CHECK(same_bits(packed_states.host(), alone_states.host()));
-  if (D == DecayKind::per_token) CHECK(same_bits(packed.grad_log_decay.host(), alone.grad_log_decay.host()));
+  if (D != DecayKind::none) CHECK(same_bits(packed.grad_log_decay.host(), alone.grad_log_decay.host()));
 }
 
 TEST_CASE("packed sequences have the gradients that each has alone") {
-  check_ragged<in_order, DecayKind::none>(64);
-  check_ragged<in_order, DecayKind::per_token>(128);
-  check_ragged<in_segments, DecayKind::none>(128);
-  check_ragged<in_segments, DecayKind::per_token>(64);
-  check_ragged<on_warps, DecayKind::none>(64);
-  check_ragged<on_warps, DecayKind::per_token>(128);
+  check_ragged<in_order, plain_decay>(64);
+  check_ragged<in_order, test_decay>(128);
+  check_ragged<in_segments, plain_decay>(128);
+  check_ragged<in_segments, test_decay>(64);
+  check_ragged<on_warps, plain_decay>(64);
+  check_ragged<on_warps, test_decay>(128);
 }
 
 template <DecayKind D>
@@ -399,8 +399,8 @@ void check_isolation() {
 }
 
 TEST_CASE("NaN stays in its batch entry's and head's gradients") {
-  check_isolation<DecayKind::none>();
-  check_isolation<DecayKind::per_token>();
+  check_isolation<plain_decay>();
+  check_isolation<test_decay>();
 }
 
 TEST_CASE("refusals of gradients name the argument") {
@@ -411,9 +411,9 @@ TEST_CASE("refusals of gradients name the argument") {
     CHECK(std::string(s.why).find(word) != std::string::npos);
     CHECK(cudaPeekAtLastError() == cudaSuccess);
   };
-  const Problem<TestElement, DecayKind::per_token, RuleKind::additive> p(shape_of(64, 64, 64)),
-      odd(shape_of(64, 40, 64)), wide(shape_of(64, 64, 272));
-  const DeviceGradients<TestElement, DecayKind::per_token> device(p), odd_device(odd), wide_device(wide);
+  const Problem<TestElement, test_decay, RuleKind::additive> p(shape_of(64, 64, 64)), odd(shape_of(64, 40, 64)),
+      wide(shape_of(64, 64, 272));
+  const DeviceGradients<TestElement, test_decay> device(p), odd_device(odd), wide_device(wide);
   refused(odd_device.args(), "key_dim");
   refused(wide_device.args(), "value_dim");
   auto args = device.args();
@@ -431,7 +431,5 @@ TEST_CASE("refusals of gradients name the argument") {
   refused(args, "span");
   refused(device.args(), "workspace");
 }
-
-#undef CHELA_MEMBERS
 
 }  // namespace chela::test

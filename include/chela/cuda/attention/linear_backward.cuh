@@ -1,6 +1,6 @@
 #pragma once
-// Gradients of linear attention on NVIDIA GPUs: causal, additive rule, decay none, per head or per token
-// (attention/linear.hpp has the argument struct, cuda/attention/linear_backward_launch.cuh the method).
+// Gradients of linear attention on NVIDIA GPUs: causal, additive rule, any decay (attention/linear.hpp has the argument
+// struct, cuda/attention/linear_backward_launch.cuh the method).
 //
 // Elements are __nv_bfloat16 or __half; log-decays, states and their gradients are float. As in the pass of the outputs,
 // operands of products are rounded to 16 bits: with __half, gradients of the state divided by the scale must stay below
@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "chela/attention/linear.hpp"
+#include "chela/cuda/attention/key_gradient_launch.cuh"
 #include "chela/cuda/attention/linear_backward_launch.cuh"
 
 namespace chela::cuda {
@@ -22,8 +23,8 @@ std::size_t workspace_bytes(const LinearAttentionBackwardArgs<T, D, R, F>& args)
 }
 
 /// Queues the gradients on `stream` and returns. Allocates nothing, waits for nothing, can be captured into a graph. What
-/// linear_attention asks of q, k, v and o goes for their gradients too. cu_seqlens is device memory, read by the kernels
-/// and not checked.
+/// linear_attention asks of q, k, v, o and log-decays goes for their gradients too. cu_seqlens is device memory, read by the
+/// kernels and not checked.
 ///
 /// The same arguments give the same bits on every run. A decay below 2^-126 is a reset: the gradient of its logarithm is
 /// zero. The gradient of a log-decay per head is a sum over all tokens, accurate relative to its terms' magnitudes: where
@@ -32,7 +33,6 @@ template <LinearPolicy P = LinearPolicy{}, HalfElement T, DecayKind D, RuleKind 
 Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& args, Workspace workspace,
                                  cudaStream_t stream) {
   static_assert(R == RuleKind::additive, "the GPU has the additive rule: RuleKind::additive");
-  static_assert(D != DecayKind::per_key, "the GPU has decays none, per_head and per_token");
   static_assert(std::same_as<StateOf<T, F>, float>, "states are float on the GPU; convert them before or after");
   static_assert(takes_inputs_as_given<F>, "the GPU takes log-decays as they are: apply the form's gate before");
   if (Status s = check(args); !s.ok()) return s;
@@ -43,9 +43,12 @@ Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& 
   if (Status s = check_workspace(workspace, buffers.bytes); !s.ok()) return s;
   if (plan.sequences == 0) return detail::launch_sums(args, plan, buffers, stream);
   const detail::GradientWalks walks(args, plan, buffers);
-  if (Status s = plan.instructions == Instructions::warpgroup ? detail::launch_warpgroup_gradients(plan, walks, stream)
-                                                              : detail::launch_warp_gradients<P>(plan, walks, stream);
-      !s.ok())
+  if constexpr (D == DecayKind::per_key) {
+    if (Status s = detail::launch_key_gradients<P>(plan, walks, buffers, stream); !s.ok()) return s;
+  } else if (Status s = plan.instructions == Instructions::warpgroup
+                            ? detail::launch_warpgroup_gradients(plan, walks, stream)
+                            : detail::launch_warp_gradients<P>(plan, walks, stream);
+             !s.ok())
     return s;
   return detail::launch_sums(args, plan, buffers, stream);
 }

@@ -50,6 +50,18 @@ class GradientWalks {
     walk.pass.sums.window = plan_.window;
     return walk;
   }
+  /// The states that the walk of dq begins its segments with, as a pass of outputs has them.
+  GradientWalk<T> states() const {
+    const LinearAttentionShape& s = plan_.shape;
+    GradientWalk<T> walk{args_.q, args_.k, args_.v, {}, {}, pass(s.key_dim, s.value_dim, plan_.queries)};
+    HeadSharing& heads = walk.pass.heads;
+    heads.outputs_per_state = outputs_per(s.state_heads());
+    heads.states_per_key = int(s.state_heads() / s.key_heads);
+    heads.states_per_value = int(s.state_heads() / s.value_heads);
+    walk.pass.initial_state = key_major<F>(args_.initial_state);
+    walk.pass.segment_states = buffers_.query_segments, walk.pass.segment_ages = buffers_.query_ages;
+    return walk;
+  }
   GradientWalk<T> keys() const {
     const LinearAttentionShape& s = plan_.shape;
     GradientWalk<T> walk{args_.v,
@@ -244,7 +256,11 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
         !status.ok())
       return status;
   }
-  if constexpr (D != DecayKind::none) {
+  if constexpr (D == DecayKind::per_key) {
+    const StateSums shared{transposed(buffers.key_decay.log_decay, 1, 2), transposed(args.grad_log_decay, 1, 2)};
+    if (!plan.wants_decay || s.output_heads() == s.state_heads() || shared.sum.size() == 0) return {};
+    return launch(sum_states<>, dim3(unsigned(ceil_div(shared.sum.size(), threads))), threads, 0, stream, shared);
+  } else if constexpr (D != DecayKind::none) {
     if (!plan.wants_decay) return {};
     DecayGradient gradient;
     gradient.sequences = sequences_of(args);

@@ -3,6 +3,7 @@
 // workspace.
 #include "chela/cuda/attention/decay_gradient.cuh"
 #include "chela/cuda/attention/head_sums.cuh"
+#include "chela/cuda/attention/key_gradient_pass.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
 
 namespace chela::cuda::detail {
@@ -22,7 +23,12 @@ Status check_for_gpu(const LinearAttentionBackwardArgs<T, D, R, F>& args) {
       require(aligned(args.grad_k), Code::bad_stride,
               "grad_k must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
       require(aligned(args.grad_v), Code::bad_stride,
-              "grad_v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"));
+              "grad_v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+      require(has_aligned_pairs(args.log_decay), Code::bad_stride,
+              "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
+      require(!args.grad_log_decay.present() || has_aligned_pairs(args.grad_log_decay), Code::bad_stride,
+              "grad_log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte "
+              "aligned"));
 }
 
 /// What one call will do.
@@ -71,15 +77,21 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
     LinearAttentionShape columns_of_keys = s;  // as dq and dk see it
     std::swap(columns_of_keys.key_dim, columns_of_keys.value_dim);
     const int multiprocessors = plan.device.multiprocessors;
-    plan.queries = tuned_warpgroup_schedule(columns_of_keys, plan.sequences, multiprocessors, policy);
-    plan.back = tuned_warpgroup_schedule(s, plan.sequences, multiprocessors, policy);
+    if (D == DecayKind::per_key) {
+      plan.queries = plan.back = tuned_key_decay_schedule(s, plan.sequences, multiprocessors, policy);
+    } else {
+      plan.queries = tuned_warpgroup_schedule(columns_of_keys, plan.sequences, multiprocessors, policy);
+      plan.back = tuned_warpgroup_schedule(s, plan.sequences, multiprocessors, policy);
+    }
     // With so many stages two blocks of a pair fit on a multiprocessor.
-    if (policy.stages == 0 && s.key_dim == 64 && s.value_dim == 64 &&
+    if (D != DecayKind::per_key && policy.stages == 0 && s.key_dim == 64 && s.value_dim == 64 &&
         2 * plan.sequences * s.output_heads() > multiprocessors)
       plan.back.stages = D == DecayKind::none ? 3 : 2;
   }
   plan.kept_values = s.value_dim;
-  if (plan.instructions == Instructions::warp) {
+  if constexpr (D == DecayKind::per_key) {
+    plan.window = key_window, plan.kept_values = key_gradient_class(s.value_dim);
+  } else if (plan.instructions == Instructions::warp) {
     const Status status = for_warp_sizes<P, DecayOf<D>, Walk<false, D != DecayKind::none>>(
         s.value_dim, plan.device, [&]<int KeyClass, int ValueWarps, int, int, int>() {
           plan.kept_values = KeyClass, plan.columns_together = 16 * ValueWarps;
@@ -120,6 +132,7 @@ struct GradientBuffers {
   float *query_ages = nullptr, *back_ages = nullptr;
   float *query_rows = nullptr, *key_rows = nullptr, *kept_states = nullptr, *anchors = nullptr;
   double* totals = nullptr;
+  KeyDecayGradient<T> key_decay;  ///< with a decay per key, in place of these
   std::size_t bytes = 0;
 
   template <DecayKind D, RuleKind R, class F>
@@ -142,12 +155,26 @@ struct GradientBuffers {
       const Index states = count * plan.sequences * of_heads;
       const auto view = contiguous(pieces.take<float>(states * s.key_dim * s.value_dim), count, plan.sequences,
                                    of_heads, s.value_dim, s.key_dim);
-      ages = pieces.take<float>(states);
+      ages = pieces.take<float>(states * (D == DecayKind::per_key ? s.key_dim : 1));
       return transposed(view, 3, 4);
     };
     query_segments = segments(plan.staged_queries, plan.queries.segments, s.state_heads(), query_ages);
     back_segments = segments(plan.staged_back, plan.back.segments, heads, back_ages);
-    if (plan.wants_decay) {
+    if constexpr (D == DecayKind::per_key) {
+      if (plan.wants_decay) {
+        key_decay.queries =
+            contiguous(pieces.take<T>(s.batch * s.tokens * heads * s.key_dim), s.batch, s.tokens, heads, s.key_dim);
+        const Index kept = s.state_heads() * s.key_dim * plan.kept_values;
+        key_decay.kept_states = pieces.take<T>(most_inner_windows(sequences, plan.window) * kept);
+        key_decay.ends_at_zero = !args.grad_final_state.present();
+        if (!key_decay.ends_at_zero) key_decay.kept_ends = pieces.take<float>(plan.sequences * kept);
+        key_decay.segment_states = transposed(query_segments, 3, 4);
+        key_decay.log_decay = args.grad_log_decay;
+        if (heads > s.state_heads())
+          key_decay.log_decay = contiguous(pieces.take<float>(s.batch * s.tokens * heads * s.key_dim), s.batch,
+                                           s.tokens, heads, s.key_dim);
+      }
+    } else if (plan.wants_decay) {
       const Index rows = row_parts(plan) * s.batch * s.tokens * heads;
       query_rows = pieces.take<float>(rows), key_rows = pieces.take<float>(rows);
       kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim *
