@@ -43,7 +43,7 @@ class RecurrentTiles {
   RecurrentTiles(const Pass& pass, const Finish& finish, Index keys, Index columns, A* scratch)
       : pass_(pass), finish_(finish), heads_(pass.heads()) {
     const auto take = [&](Index size) { return std::exchange(scratch, scratch + size); };
-    const Index factors = Decays ? std::max(keys, columns) : 0;
+    const Index factors = Decays ? round_up(std::max(keys, columns), Block::lanes) : 0;
     const Index key_rows = Block::key_panels(tile_len).size(keys),
                 value_rows = Block::value_panels(tile_len).size(columns);
     for (Packed& p : packed_)
@@ -52,7 +52,7 @@ class RecurrentTiles {
   }
   static Index scratch_size(Index keys, Index columns) {
     return 4 * Block::key_panels(tile_len).size(keys) + 3 * Block::value_panels(tile_len).size(columns) +
-           tile_len * columns + (Decays ? (3 * tile_len + 2) * std::max(keys, columns) : 0);
+           tile_len * columns + (Decays ? (3 * tile_len + 2) * round_up(std::max(keys, columns), Block::lanes) : 0);
   }
 
   void operator()(const TileInTurn<A>& in_turn) {
@@ -61,7 +61,6 @@ class RecurrentTiles {
     PackAhead<A> ahead;
     if (in_turn.turn == 0) pack(at, in_turn.next, packed_[0], ahead), ahead.finish();
     if (in_turn.next) pack(*in_turn.next, in_turn.later, packed_[(in_turn.turn + 1) % 2], ahead);
-    ahead.spread_over(at.count * (at.keys / Block::rows) * ceil_div(at.padded, Block::columns));
     if constexpr (!Decays)
       run<TileDecay::none>(at, packed, ahead);
     else if (on_values(at))
@@ -92,32 +91,79 @@ class RecurrentTiles {
 
   /// Packs a tile, or queues it. `later` is the tile after it, or null.
   void pack(const TileAt<A>& at, const TileAt<A>* later, Packed& packed, PackAhead<A>& ahead) {
-    RowFactors<A> q = constant(pass_.query_factor), k = constant(pass_.key_factor), v;
+    RowFactors<A> q = constant(pass_.query_factor), k = constant(pass_.key_factor);
+    bool keys_done = false, values_done = false;
     if constexpr (Decays) {
       const TileLogDecays<A> g = log_decays(at);
-      const bool values = on_values(at);
-      const Index padded = values ? at.padded : at.keys;
-      const RunningDecay<A> running{packed.read, write_, packed.at_end, pass_.query_factor,
-                                    values ? A(1) : pass_.key_factor};
-      packed.folded = running_decay(g, running, padded);
-      if (later && !g.uniform()) ahead.fetch(log_decays(*later).rows);
-      const auto factors = [&](const A* rows) { return RowFactors<A>{rows, g.uniform() ? 1 : padded, !g.uniform()}; };
-      if (!packed.folded)
-        single_decays(g, packed.read, padded);
-      else if (values)
-        q = {}, v = factors(write_);
-      else
-        q = factors(packed.read), k = factors(write_);
+      if (g.uniform()) {
+        const RunningDecay<A> running{packed.read, write_, packed.at_end, pass_.query_factor, pass_.key_factor};
+        packed.folded = running_decay(g, running, at.keys);
+        if (packed.folded)
+          q = {packed.read, 1}, k = {write_, 1};
+        else
+          single_decays(g, packed.read, at.keys);
+      } else {
+        if (later) ahead.fetch(log_decays(*later).rows);
+        const bool values = on_values(at);
+        packed.folded = (packed_[0].folded || packed_[1].folded || columns_keep_enough(g.rows)) &&
+                        (values ? fold_values(at, g, packed) : fold_keys(at, g, packed));
+        if (!packed.folded)
+          single_decays(g, packed.read, values ? at.padded : at.keys);
+        else if (values)
+          q = {}, values_done = true;
+        else
+          keys_done = true;
+      }
     }
-    const auto rows = [&](auto x, RowFactors<A> factors, A* to) {
-      ahead.pack(at.rows(x, heads_), later ? later->rows(x, heads_) : decltype(at.rows(x, heads_)){}, factors, to,
-                 Block::key_panels(at.count), at.keys);
+    const auto queue = [&](auto x, const auto& part, RowFactors<A> factors, A* to, Panels panels, Index columns,
+                           bool done) {
+      const auto after = later ? part(*later, x) : decltype(part(at, x)){};
+      if (!done)
+        ahead.pack(part(at, x), after, factors, to, panels, columns);
+      else if (later)
+        ahead.fetch(after);
     };
-    rows(pass_.q, q, packed.q), rows(pass_.k, k, packed.k);
-    ahead.pack(at.columns(pass_.v, heads_), later ? later->columns(pass_.v, heads_) : TensorView<const V, 2>{}, v,
-               packed.v, Block::value_panels(at.count), at.padded);
+    const auto rows = [&](const TileAt<A>& tile, auto x) { return tile.rows(x, heads_); };
+    const auto columns = [&](const TileAt<A>& tile, auto x) { return tile.columns(x, heads_); };
+    queue(pass_.q, rows, q, packed.q, Block::key_panels(at.count), at.keys, keys_done);
+    queue(pass_.k, rows, k, packed.k, Block::key_panels(at.count), at.keys, keys_done);
+    queue(pass_.v, columns, {}, packed.v, Block::value_panels(at.count), at.padded, values_done);
     ahead.fetch(at.columns(pass_.o, heads_));
     if constexpr (finishes) finish_.fetch(at, heads_, ahead);
+  }
+
+  /// Packs q and k times what their own columns decay by.
+  bool fold_keys(const TileAt<A>& at, const TileLogDecays<A>& g, Packed& packed) const {
+    using namespace Eigen::internal;
+    const Panels panels = Block::key_panels(at.count);
+    const RegisterColumns<A> q = pack_or_view(at.rows(pass_.q, heads_), packed.q, panels, at.keys),
+                             k = pack_or_view(at.rows(pass_.k, heads_), packed.k, panels, at.keys);
+    return fold_columns(g, pass_.query_factor, pass_.key_factor, packed.at_end, at.keys, [&](Index column) {
+      const Index to = panels.at(0, column);
+      return [q = q.begin(column), k = k.begin(column), to_q = packed.q + to, to_k = packed.k + to, next = panels.width,
+              q_next = q.row_stride, k_next = k.row_stride](const auto& read, const auto& write) mutable {
+        using Packet = typename Block::Packet;
+        pstoreu(to_q, pmul(ploadu<Packet>(q), read));
+        pstoreu(to_k, pmul(ploadu<Packet>(k), write));
+        q += q_next, k += k_next, to_q += next, to_k += next;
+      };
+    });
+  }
+  /// Packs v likewise, and leaves what the outputs are multiplied by.
+  bool fold_values(const TileAt<A>& at, const TileLogDecays<A>& g, Packed& packed) const {
+    using namespace Eigen::internal;
+    const Panels panels = Block::value_panels(at.count);
+    const RegisterColumns<A> v = pack_or_view(at.columns(pass_.v, heads_), packed.v, panels, at.padded);
+    return fold_columns(g, pass_.query_factor, A(1), packed.at_end, at.padded, [&](Index column) {
+      return [v = v.begin(column), to = packed.v + panels.at(0, column), read_to = packed.read + column,
+              next = panels.width, v_next = v.row_stride,
+              read_next = at.padded](const auto& read, const auto& write) mutable {
+        using Packet = typename Block::Packet;
+        pstoreu(to, pmul(ploadu<Packet>(v), write));
+        pstoreu(read_to, read);
+        v += v_next, to += next, read_to += read_next;
+      };
+    });
   }
 
   template <TileDecay D>
