@@ -61,6 +61,7 @@ class RecurrentTiles {
     PackAhead<A> ahead;
     if (in_turn.turn == 0) pack(at, in_turn.next, packed_[0], ahead), ahead.finish();
     if (in_turn.next) pack(*in_turn.next, in_turn.later, packed_[(in_turn.turn + 1) % 2], ahead);
+    ahead.spread_over(at.keys / Block::rows * ceil_div(at.padded, Block::columns));
     if constexpr (!Decays)
       run<TileDecay::none>(at, packed, ahead);
     else if (on_values(at))

@@ -3,79 +3,45 @@
 // issue slots to spare; and a head's rows are a few cache lines each, heads * dim elements apart, too short and too far for
 // the hardware to see coming, so each copy also fetches what is to be copied one tile later.
 #include <algorithm>
-#include <utility>
 
-#include "chela/cpu/tile/packing.hpp"
+#include "chela/cpu/tile/register_rows.hpp"
 
 namespace chela::cpu {
 
-/// What packed rows are multiplied by: row t by rows[t * stride].
-template <class S>
-struct RowFactors {
-  const S* rows = nullptr;  ///< null for nothing
-  Index stride = 0;
-};
-
-/// Packs at once.
-template <class T, class S>
-void pack_panels(TensorView<const T, 2> source, RowFactors<S> factors, S* packed, Panels panels, Index columns) {
-  for (Index r = 0; r < source.extents[0]; ++r) {
-    const S factor = factors.rows ? factors.rows[r * factors.stride] : S(1);
-    for (Index c = 0; c < columns; c += panels.width)
-      detail::pack_row(&source.data[r * source.strides[0] + c * source.strides[1]], source.strides[1],
-                       std::clamp<Index>(source.extents[1] - c, 0, panels.width), factor, packed + panels.at(r, c),
-                       panels.width);
-  }
-}
-
-/// Whether rows are whole registers of S, which can be read where they are.
-template <class S, class T>
-bool whole_registers(TensorView<T, 2> rows, Index columns) {
-  constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
-  return std::is_same_v<std::remove_const_t<T>, S> && rows.strides[1] == 1 && rows.extents[1] == columns &&
-         columns % lanes == 0;
-}
-
-/// Where registers of columns begin: rows of a matrix, or of a packed tile.
-template <class S>
-struct RegisterColumns {
-  const S* data;
-  Index row_stride, panel_width, panel_stride;
-
-  const S* begin(Index column) const { return data + column / panel_width * panel_stride + column % panel_width; }
-};
-
-/// Rows where they are if they are whole registers, or else packed.
-template <class T, class S>
-RegisterColumns<S> pack_or_view(TensorView<const T, 2> rows, S* packed, Panels panels, Index columns) {
-  if constexpr (std::is_same_v<T, S>)
-    if (whole_registers<S>(rows, columns)) return {rows.data, rows.strides[0], panels.width, panels.width};
-  pack_panels(rows, RowFactors<S>{}, packed, panels, columns);
-  return {packed, panels.width, panels.width, panels.rows * panels.width};
-}
-
-/// One register of each row of a matrix, to pack or to fetch, a row with each call.
+/// Some neighbouring registers of each row of a matrix to pack or to fetch, a row with each call.
 template <class S>
 struct ColumnCopy {
   using Packet = typename Eigen::internal::packet_traits<S>::type;
   const S* source = nullptr;  ///< null for nothing to do
-  Index stride = 0, ahead = 0;
-  S* to = nullptr;  ///< null to fetch only
+  Index stride = 0;
+  Index fetched = 0;  ///< registers to fetch if nothing is packed
+  S* to = nullptr;    ///< null to fetch only
   Index to_stride = 0;
-  const S* factor = nullptr;  ///< null for nothing
+  Index to_next_register = 0;  ///< 0 if there is only one
+  const S* factor = nullptr;   ///< null for nothing
   Index factor_stride = 0;
+  Index ahead = 0;  ///< from what is packed to what is packed one tile later, and fetched
 
   CHELA_ALWAYS_INLINE void operator()() {
-    using namespace Eigen::internal;
+    constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
     if (!source) return;
-    __builtin_prefetch(source + ahead, 0, 2);
     if (to) {
-      Packet x = ploadu<Packet>(source);
-      if (factor) x = pmul(x, pset1<Packet>(*factor));
-      pstoreu(to, x);
-      to += to_stride;
+      pack(source, to);
+      if (to_next_register) pack(source + lanes, to + to_next_register);
+      to += to_stride, factor += factor_stride;
+    } else {
+      for (Index i = 0; i < fetched; ++i) __builtin_prefetch(source + i * lanes, 0, 2);
     }
-    source += stride, factor += factor_stride;
+    source += stride;
+  }
+
+ private:
+  CHELA_ALWAYS_INLINE void pack(const S* from, S* packed) const {
+    using namespace Eigen::internal;
+    __builtin_prefetch(from + ahead, 0, 2);
+    Packet x = ploadu<Packet>(from);
+    if (factor) x = pmul(x, pset1<Packet>(*factor));
+    pstoreu(packed, x);
   }
 };
 
@@ -110,6 +76,14 @@ class PackAhead {
       queue({reinterpret_cast<const S*>(rows.data), stride / unit, rows.extents[0], width / unit, 0, nullptr, {}, {}});
   }
 
+  /// Tells how many columns will be asked for: each is two registers wide if one were too few.
+  void spread_over(Index columns) {
+    Index registers = 0;
+    for (int i = part_; i < count_; ++i)
+      registers += parts_[i].packed ? parts_[i].width / lanes : ceil_div(parts_[i].width, most_fetched * lanes);
+    most_packed_ = registers > columns ? 2 : 1;
+  }
+
   /// The next column, or nothing if none has so many rows.
   ColumnCopy<S> next(Index rows) {
     if (part_ == count_ || parts_[part_].rows != rows) return {};
@@ -127,6 +101,7 @@ class PackAhead {
 
  private:
   static constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
+  static constexpr Index most_fetched = 4;
 
   struct Part {
     const S* source;
@@ -142,17 +117,23 @@ class PackAhead {
   }
   ColumnCopy<S> take() {
     const Part& part = parts_[part_];
-    const Index column = std::exchange(column_, column_ + lanes);
+    const Index registers = std::min(part.packed ? most_packed_ : most_fetched, (part.width - column_) / lanes);
+    ColumnCopy<S> copy{part.source + column_, part.stride, registers};
+    if (part.packed) {
+      const Index at = part.panels.at(0, column_);
+      copy.to = part.packed + at, copy.to_stride = part.panels.width;
+      if (registers > 1) copy.to_next_register = part.panels.at(0, column_ + lanes) - at;
+      copy.factor = part.factors.rows, copy.factor_stride = part.factors.stride;
+      copy.ahead = part.ahead;
+    }
+    column_ += registers * lanes;
     if (column_ == part.width) ++part_, column_ = 0;
-    ColumnCopy<S> copy{part.source + column, part.stride, part.ahead};
-    if (part.packed) copy.to = part.packed + part.panels.at(0, column), copy.to_stride = part.panels.width;
-    copy.factor = part.factors.rows, copy.factor_stride = part.factors.stride;
     return copy;
   }
 
   Part parts_[capacity];
   int count_ = 0, part_ = 0;
-  Index column_ = 0;
+  Index column_ = 0, most_packed_ = 1;
 };
 
 /// For tiles that follow no other.
