@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "chela/cpu/attention/chunked_pass.hpp"
+#include "chela/cpu/attention/ended_tile.hpp"
 #include "chela/cpu/attention/pass.hpp"
 #include "chela/cpu/tile/pack_ahead.hpp"
 #include "chela/tile/policy.hpp"
@@ -13,9 +14,11 @@ namespace chela::cpu::detail {
 
 /// What a pass may do to its outputs tile by tile while they are in the cache: nothing.
 ///
-/// Another one has heads_together() and fetch(tile, heads, ahead), and is called with a tile, the count of heads, the outputs'
-/// place, the outputs as rows of `padded` elements, and for each token q . k, factors included: it stores the outputs itself.
-struct StoreOutputs {};
+/// Another one has heads_together() and fetch(tile, heads, ahead), and is called with an EndedTile: it stores the outputs itself.
+/// It says how many `copies` that needs room for, and whether it `takes_all_columns` of a head together.
+struct StoreOutputs {
+  static constexpr Index copies = 0;
+};
 
 /// x . y of a row of two tiles that are packed alike, in panels of whole registers.
 template <class S>
@@ -24,10 +27,10 @@ S packed_dot(const S* x, const S* y, Panels panels, Index row, Index columns) {
   using Packet = typename packet_traits<S>::type;
   constexpr Index lanes = packet_traits<S>::size;
   Packet sums = pset1<Packet>(S(0));
-  for (Index c = 0; c < columns; c += lanes) {
-    const Index at = panels.at(row, c);
-    sums = pmadd(ploadu<Packet>(x + at), ploadu<Packet>(y + at), sums);
-  }
+  Index at = panels.at(row, 0);
+  for (Index c = 0; c < columns; c += panels.width, at += panels.rows * panels.width)
+    for (Index i = 0; i < panels.width; i += lanes)
+      sums = pmadd(ploadu<Packet>(x + at + i), ploadu<Packet>(y + at + i), sums);
   return predux(sums);
 }
 
@@ -49,10 +52,12 @@ class RecurrentTiles {
     for (Packed& p : packed_)
       p = {take(key_rows), take(key_rows), take(value_rows), take(tile_len * factors), take(factors)};
     partial_ = take(value_rows), out_ = take(tile_len * columns), write_ = take(tile_len * factors);
+    copies_ = take(Finish::copies * tile_len * columns);
   }
   static Index scratch_size(Index keys, Index columns) {
     return 4 * Block::key_panels(tile_len).size(keys) + 3 * Block::value_panels(tile_len).size(columns) +
-           tile_len * columns + (Decays ? (3 * tile_len + 2) * round_up(std::max(keys, columns), Block::lanes) : 0);
+           (1 + Finish::copies) * tile_len * columns +
+           (Decays ? (3 * tile_len + 2) * round_up(std::max(keys, columns), Block::lanes) : 0);
   }
 
   void operator()(const TileInTurn<A>& in_turn) {
@@ -195,7 +200,7 @@ class RecurrentTiles {
       A own[tile_len];
       for (Index t = 0; t < at.count; ++t)
         own[t] = factor * packed_dot(packed.q, packed.k, Block::key_panels(at.count), t, at.keys);
-      finish_(at, heads_, o, out_, at.padded, own);
+      finish_(EndedTile<A>{at, heads_, o, out_, at.padded, own, !packed.folded, copies_});
     } else if (!direct) {
       unpack_rows(out_, at.padded, o);
     }
@@ -205,7 +210,7 @@ class RecurrentTiles {
   const Finish& finish_;
   Index heads_;
   Packed packed_[2];
-  A *partial_, *out_, *write_;
+  A *partial_, *out_, *write_, *copies_;
 };
 
 template <ChunkPolicy P, bool Decays, ReadOrder R, class Q, class K, class V, class O, class S, Executor E,
@@ -218,7 +223,7 @@ void recurrent_pass(const LinearPass<Q, K, V, O, S>& pass, const E& executor, co
   StateWalk<Accumulator<O>, S> walk{pass.sequences, pass.heads(), pass.key_dim(), pass.value_dim(),
                                     pass.states,    pass.decay,   P.chunk_len,    P.value_tile};
   if constexpr (!std::is_same_v<Finish, StoreOutputs>) {
-    walk.column_grain = round_up(walk.value_dim, walk.column_grain);
+    if (Finish::takes_all_columns) walk.column_grain = round_up(walk.value_dim, walk.column_grain);
     walk.heads_together = finish.heads_together();
   }
   walk_states(walk, &Tiles::scratch_size, begin, executor);
