@@ -173,22 +173,29 @@ bool keep_at_end(S* last, Index padded) {
 /// Fills them. Returns false, and leaves nothing of use, if too little is kept; that is seen from sums alone.
 template <class S>
 bool running_decay(const TileLogDecays<S>& g, const RunningDecay<S>& to, Index padded) {
-  const Index tokens = g.tokens(), width = g.uniform() ? 1 : g.width(), row = g.uniform() ? 1 : padded;
+  constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
+  const Index tokens = g.tokens(), width = g.width();
+  if (g.uniform()) {
+    S sum = 0;
+    for (Index t = 0; t < tokens; ++t) to.read[t] = sum += t < g.absent ? S(0) : g.row(t)[0];
+    S last[lanes];
+    std::fill_n(last, lanes, sum);
+    if (!keep_at_end(last, lanes)) return false;
+    std::fill_n(to.at_end, padded, last[0]);
+    fold_sums(to, tokens);
+    return true;
+  }
   for (Index t = 0; t < tokens; ++t) {
-    S* sum = to.read + t * row;
+    S* sum = to.read + t * padded;
     if (t >= g.absent)
-      add_row(t > 0 ? sum - row : nullptr, g.row(t), g.rows.strides[1], width, sum);
+      add_row(t > 0 ? sum - padded : nullptr, g.row(t), g.rows.strides[1], width, sum);
     else
       std::fill_n(sum, width, S(0));
-    std::fill(sum + width, sum + row, S(0));
+    std::fill(sum + width, sum + padded, S(0));
   }
-  const S* const last = to.read + (tokens - 1) * row;
-  if (g.uniform())
-    std::fill_n(to.at_end, padded, last[0]);
-  else
-    std::copy_n(last, padded, to.at_end);
+  std::copy_n(to.read + (tokens - 1) * padded, padded, to.at_end);
   if (!keep_at_end(to.at_end, padded) || !uncut_keeps_enough(g)) return false;
-  fold_sums(to, tokens * row);
+  fold_sums(to, tokens * padded);
   return true;
 }
 
