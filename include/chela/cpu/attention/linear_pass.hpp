@@ -101,39 +101,28 @@ class RecurrentTiles {
     bool keys_done = false, values_done = false;
     if constexpr (Decays) {
       const TileLogDecays<A> g = log_decays(at);
+      const bool values = on_values(at);
       if (g.uniform()) {
         const RunningDecay<A> running{packed.read, write_, packed.at_end, pass_.query_factor, pass_.key_factor};
         packed.folded = running_decay(g, running, at.keys);
-        if (packed.folded)
-          q = {packed.read, 1}, k = {write_, 1};
-        else
-          single_decays(g, packed.read, at.keys);
+        if (packed.folded) q = {packed.read, 1}, k = {write_, 1};
       } else {
-        if (later) ahead.fetch(log_decays(*later).rows);
-        const bool values = on_values(at);
+        // After a tile that could not be folded it is asked first whether this one can be.
         packed.folded = (packed_[0].folded || packed_[1].folded || columns_keep_enough(g.rows)) &&
                         (values ? fold_values(at, g, packed) : fold_keys(at, g, packed));
-        if (!packed.folded)
-          single_decays(g, packed.read, values ? at.padded : at.keys);
-        else if (values)
-          q = {}, values_done = true;
-        else
-          keys_done = true;
+        keys_done = packed.folded && !values, values_done = packed.folded && values;
+        if (values_done) q = {};
+        if (later) ahead.fetch(log_decays(*later).rows);
       }
+      if (!packed.folded) single_decays(g, packed.read, values ? at.padded : at.keys);
     }
-    const auto queue = [&](auto x, const auto& part, RowFactors<A> factors, A* to, Panels panels, Index columns,
-                           bool done) {
-      const auto after = later ? part(*later, x) : decltype(part(at, x)){};
-      if (!done)
-        ahead.pack(part(at, x), after, factors, to, panels, columns);
-      else if (later)
-        ahead.fetch(after);
+    const auto rows = [&](auto x, RowFactors<A> factors, A* to) {
+      ahead.pack(at.rows(x, heads_), later ? later->rows(x, heads_) : decltype(at.rows(x, heads_)){}, factors,
+                 keys_done ? nullptr : to, Block::key_panels(at.count), at.keys);
     };
-    const auto rows = [&](const TileAt<A>& tile, auto x) { return tile.rows(x, heads_); };
-    const auto columns = [&](const TileAt<A>& tile, auto x) { return tile.columns(x, heads_); };
-    queue(pass_.q, rows, q, packed.q, Block::key_panels(at.count), at.keys, keys_done);
-    queue(pass_.k, rows, k, packed.k, Block::key_panels(at.count), at.keys, keys_done);
-    queue(pass_.v, columns, {}, packed.v, Block::value_panels(at.count), at.padded, values_done);
+    rows(pass_.q, q, packed.q), rows(pass_.k, k, packed.k);
+    ahead.pack(at.columns(pass_.v, heads_), later ? later->columns(pass_.v, heads_) : TensorView<const V, 2>{}, {},
+               values_done ? nullptr : packed.v, Block::value_panels(at.count), at.padded);
     ahead.fetch(at.columns(pass_.o, heads_));
     if constexpr (finishes) finish_.fetch(at, heads_, ahead);
   }

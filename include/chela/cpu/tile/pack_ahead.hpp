@@ -52,17 +52,18 @@ class PackAhead {
   static constexpr int capacity = 8;
 
   /// Queues `source` [rows, count], to be packed into panels with zeros behind its columns, up to `columns` of them. `later` are the
-  /// rows of the tile after that. What is not whole registers of the accumulator type is packed at once.
+  /// rows of the tile after that. What is not whole registers of the accumulator type is packed at once. Where `packed` is null that
+  /// has been done already, and `later` is fetched.
   template <class T>
   void pack(TensorView<const T, 2> source, TensorView<const T, 2> later, RowFactors<S> factors, S* packed,
             Panels panels, Index columns) {
     if constexpr (std::is_same_v<T, S>) {
-      if (whole_registers<S>(source, columns)) {
+      if (packed && whole_registers<S>(source, columns)) {
         const Index ahead = later.present() ? later.data - source.data : 0;
         return queue({source.data, source.strides[0], source.extents[0], columns, ahead, packed, panels, factors});
       }
     }
-    pack_panels(source, factors, packed, panels, columns);
+    if (packed) pack_panels(source, factors, packed, panels, columns);
     if (later.present()) fetch(later);
   }
 
