@@ -243,7 +243,7 @@ void register_kernel(benchmark::State& state) {
                                     .out_stride = dim};
   constexpr int repetitions = 100;
   const double seconds = time_iterations(state, [&] {
-    for (int i = 0; i < repetitions; ++i) cpu::recur_over_tile(tile, [] {});
+    for (int i = 0; i < repetitions; ++i) cpu::recur_over_tile(tile, cpu::PackNothing{});
     benchmark::DoNotOptimize(o.data());
   });
   state.counters["share_of_gemm"] = 4.0 * repetitions * double(tokens * dim * dim) / seconds / gemm_rate(1);

@@ -6,9 +6,10 @@
 
 namespace chela::cpu::detail {
 
-/// The terms of the log-decay's gradient that a tile leaves or takes: one for each token and key, or with OverKeys their sum.
-template <bool OverKeys, class A>
-TensorView<A, 2> decay_terms(const TileAt<std::remove_const_t<A>>& at, Index heads, TensorView<A, 4> terms) {
+/// The part of a tile in a tensor of log-decays, of their gradients or of the terms of those: one for each token and key, or
+/// with OverKeys one for all keys.
+template <bool OverKeys, class A, class G>
+TensorView<G, 2> decay_terms(const TileAt<A>& at, Index heads, TensorView<G, 4> terms) {
   return OverKeys ? at.rows(terms, heads) : at.columns(terms, heads);
 }
 
@@ -20,30 +21,36 @@ struct EndKeys {
   TensorView<A, 4> terms = {};  ///< [batch, token, head, key_dim, or 1 if over keys]
   bool sees_itself = true;      ///< whether a token's output reads what it writes
 
+  static constexpr Index copies = 3;  ///< of rows that are not whole registers
+  static constexpr bool takes_all_columns = OverKeys;
   Index heads_together() const { return 1; }
   void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
     ahead.fetch(at.columns(k, heads)), ahead.fetch(decay_terms<OverKeys>(at, heads, terms));
   }
-  void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
-                  const A* own) const {
-    const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
-    const auto to = decay_terms<OverKeys>(at, heads, terms);
-    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1;
-    with_row_stride(contiguous, [&](auto stride) {
-      using Stride = decltype(stride);
-      for (Index t = 0; t < at.count; ++t) {
-        const auto row = contiguous_row(strict + t * padded, at.width);
-        const auto products = row_as<A, Stride>(ks, t) * row;
+  void operator()(const EndedTile<A>& tile) const {
+    using namespace Eigen::internal;
+    using Packet = typename packet_traits<A>::type;
+    const TileAt<A>& at = tile.at;
+    const auto qs = tile.read(at.columns(q, tile.heads), 0), ks = tile.read(at.columns(k, tile.heads), 1);
+    const auto to = decay_terms<OverKeys>(at, tile.heads, terms);
+    const RegisterRows<A> out = tile.outputs();
+    RegisterRows<A> products;
+    if constexpr (!OverKeys) products = tile.write(to, 2);
+    for (Index t = 0; t < at.count; ++t) {
+      const Packet own = pset1<Packet>(sees_itself ? tile.own[t] : A(0));
+      Packet sum = pset1<Packet>(A(0));
+      for (Index c = 0; c < tile.padded; c += packet_traits<A>::size) {
+        const Packet row = ploadu<Packet>(tile.rows + t * tile.padded + c), key = ploadu<Packet>(ks.row(t) + c);
         if constexpr (OverKeys)
-          to(t, 0) = products.sum();
+          sum = pmadd(key, row, sum);
         else
-          target_row<Eigen::InnerStride<1>>(to, t) = products;
-        if (sees_itself)
-          target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(qs, t);
-        else
-          target_row<Stride>(out, t) = row;
+          pstoreu(products.row(t) + c, pmul(key, row));
+        pstoreu(out.row(t) + c, sees_itself ? pmadd(own, ploadu<Packet>(qs.row(t) + c), row) : row);
       }
-    });
+      if constexpr (OverKeys) to(t, 0) = predux(sum);
+    }
+    if constexpr (!OverKeys) tile.finish(products, to);
+    tile.finish(out, tile.out);
   }
 };
 
@@ -52,49 +59,68 @@ struct EndKeys {
 template <class T, class G, bool OverKeys>
 struct EndQueries {
   using A = Accumulator<T>;
-  TensorView<const T, 4> q, k;       ///< [batch, token, heads / any divisor, key_dim]
-  TensorView<const A, 4> terms;      ///< [batch, token, head, key_dim, or 1 if over keys]
+  TensorView<const T, 4> q, k;   ///< [batch, token, heads / any divisor, key_dim]
+  TensorView<const A, 4> terms;  ///< [batch, token, head, key_dim, or 1 if over keys]; may lie where the gradient goes
   TensorView<const A, 4> log_decay;  ///< [batch, token, state_head, key_dim]
   TensorView<G, 4> grad_log_decay;   ///< [batch, token, state_head, key_dim, or 1 if over keys]
   TensorView<double, 3> sums;        ///< [sequence, head, key_dim or 1]; double: terms of long sequences nearly cancel
   bool sees_itself = true;           ///< whether a token's output reads what it writes
 
+  static constexpr Index copies = 4;  ///< of rows that are not whole registers
+  static constexpr bool takes_all_columns = OverKeys;
   Index heads_together() const { return sums.extents[1] / log_decay.extents[2]; }
   void fetch(const TileAt<A>& at, Index heads, PackAhead<A>& ahead) const {
     ahead.fetch(at.columns(q, heads)), ahead.fetch(decay_terms<OverKeys>(at, heads, terms));
   }
-  void operator()(const TileAt<A>& at, Index heads, TensorView<A, 2> out, const A* strict, Index padded,
-                  const A* own) const {
-    const auto qs = at.columns(q, heads), ks = at.columns(k, heads);
-    const auto of_keys = decay_terms<OverKeys>(at, heads, terms), g = at.rows(log_decay, heads);
-    const auto grad = at.rows(grad_log_decay, heads);
-    const Index width = OverKeys ? 1 : at.width;
-    double* const sum = &sums(at.sequence, at.head, OverKeys ? 0 : at.column);
-    Eigen::Map<Eigen::ArrayXd> sums_so_far(sum, width);
+  void operator()(const EndedTile<A>& tile) const {
+    using namespace Eigen::internal;
+    using Packet = typename packet_traits<A>::type;
+    constexpr Index lanes = packet_traits<A>::size;
+    const TileAt<A>& at = tile.at;
+    const auto qs = tile.read(at.columns(q, tile.heads), 0), ks = tile.read(at.columns(k, tile.heads), 1);
+    const auto of_keys = decay_terms<OverKeys>(at, tile.heads, terms);
+    const auto g = decay_terms<OverKeys>(at, tile.heads, log_decay);
+    const auto grad = decay_terms<OverKeys>(at, tile.heads, grad_log_decay);
+    const RegisterRows<A> out = tile.outputs();
     const bool first = at.head % heads_together() == 0;
-    const bool contiguous = qs.strides[1] == 1 && ks.strides[1] == 1 && out.strides[1] == 1 &&
-                            (OverKeys || (g.strides[1] == 1 && grad.strides[1] == 1));
-    with_row_stride(contiguous, [&](auto stride) {
-      using Stride = decltype(stride);
-      using DecayStride = std::conditional_t<OverKeys, Eigen::InnerStride<>, Stride>;
-      for (Index t = 0; t < at.count; ++t) {
-        const auto row = contiguous_row(strict + t * padded, at.width);
-        begin_anew_at_resets<DecayStride>(g, t, sum, width);
-        if (first)
-          target_row<DecayStride>(grad, t) = sums_so_far.template cast<G>();
-        else
-          target_row<DecayStride>(grad, t) += sums_so_far.template cast<G>();
-        const auto of_queries = row_as<A, Stride>(qs, t) * row;
-        if constexpr (OverKeys)
-          sum[0] += double(of_keys(t, 0)) - double(of_queries.sum());
-        else
-          sums_so_far += (row_as<A, Eigen::InnerStride<1>>(of_keys, t) - of_queries).template cast<double>();
-        if (sees_itself)
-          target_row<Stride>(out, t) = row + own[t] * row_as<A, Stride>(ks, t);
-        else
-          target_row<Stride>(out, t) = row;
+    double* const sum = &sums(at.sequence, at.head, OverKeys ? 0 : at.column);
+    RegisterRows<const A> terms_of_keys;
+    RegisterRows<A> grads;
+    if constexpr (!OverKeys) {
+      terms_of_keys = tile.read(of_keys, 2), grads = tile.write(grad, 3, !first);
+    }
+    for (Index t = 0; t < at.count; ++t) {
+      if (tile.may_reset) begin_anew_at_resets<Eigen::InnerStride<>>(g, t, sum, OverKeys ? 1 : at.width);
+      const Packet own = pset1<Packet>(sees_itself ? tile.own[t] : A(0));
+      Packet dot = pset1<Packet>(A(0));
+      for (Index c = 0; c < tile.padded; c += lanes) {
+        const Packet row = ploadu<Packet>(tile.rows + t * tile.padded + c), query = ploadu<Packet>(qs.row(t) + c);
+        if constexpr (OverKeys) {
+          dot = pmadd(query, row, dot);
+        } else {
+          A term[lanes];
+          pstoreu(term, psub(ploadu<Packet>(terms_of_keys.row(t) + c), pmul(query, row)));
+          A* const to = grads.row(t) + c;
+          const auto add = [&](auto count) {
+            for (Index i = 0; i < count; ++i) {
+              to[i] = first ? A(sum[c + i]) : to[i] + A(sum[c + i]);
+              sum[c + i] += double(term[i]);
+            }
+          };
+          if (c + lanes <= at.width)
+            add(std::integral_constant<Index, lanes>{});
+          else
+            add(at.width - c);
+        }
+        pstoreu(out.row(t) + c, sees_itself ? pmadd(own, ploadu<Packet>(ks.row(t) + c), row) : row);
       }
-    });
+      if constexpr (OverKeys) {
+        grad(t, 0) = first ? G(sum[0]) : grad(t, 0) + G(sum[0]);
+        sum[0] += double(of_keys(t, 0)) - double(predux(dot));
+      }
+    }
+    if constexpr (!OverKeys) tile.finish(grads, grad);
+    tile.finish(out, tile.out);
   }
 };
 
@@ -138,8 +164,15 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
     if (to.v.present()) grad_v.finish(to.v, executor);
   }
 
-  Tensor<A, 4> terms;
-  if (wants_decay) terms = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), over_keys ? 1 : s.key_dim);
+  // One gradient for each term lies where its term did.
+  Tensor<A, 4> own_terms;
+  TensorView<A, 4> terms;
+  if constexpr (!over_keys)
+    if (wants_decay && s.state_heads() == s.output_heads()) terms = to.log_decay;
+  if (wants_decay && !terms.present()) {
+    own_terms = Tensor<A, 4>(s.batch, s.tokens, s.output_heads(), over_keys ? 1 : s.key_dim);
+    terms = own_terms;
+  }
   if (to.k.present() || wants_decay) {
     GradientParts<A> grad_k;
     grad_k.allocate(to.k, s, s.key_dim);
@@ -153,7 +186,7 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
                                       .decay = {back(g), DecaySide::values, true}};
     if (wants_decay)
       recurrent_pass<P, true, ReadOrder::before_write>(
-          pass, executor, EndKeys<T, over_keys>{back(args.q), back(args.k), back(terms.view()), sees_itself});
+          pass, executor, EndKeys<T, over_keys>{back(args.q), back(args.k), back(terms), sees_itself});
     else
       recurrent_pass<P, true, Order>(pass, executor);
     if (to.k.present()) grad_k.finish(to.k, executor);
@@ -177,8 +210,7 @@ void decayed_backward(const LinearAttentionBackwardArgs<T, D, RuleKind::additive
     const auto run_into = [&](auto grad) {
       recurrent_pass<P, true, ReadOrder::before_write>(
           pass, executor,
-          EndQueries<T, typename decltype(grad)::Value, over_keys>{args.q, args.k, std::as_const(terms).view(), g, grad,
-                                                                   sums, sees_itself});
+          EndQueries<T, typename decltype(grad)::Value, over_keys>{args.q, args.k, terms, g, grad, sums, sees_itself});
     };
     if constexpr (D == DecayKind::per_key) {
       run_into(to.log_decay);

@@ -114,11 +114,11 @@ void delta_pass(const DeltaPass<T, O, S>& pass, const E& executor) {
     pack_rows(at.columns(pass.v, heads), A(1), v, at.padded);
     pack_column(pass.beta, at, heads, beta);
 
-    PackAhead<A> ahead;
+    FetchAhead ahead;
     if (const TileAt<A>* next = in_turn.next) {
-      ahead.fetch(next->rows(pass.q, heads)), ahead.fetch(next->rows(pass.k, heads));
-      ahead.fetch(next->columns(pass.v, heads));
-      if (pass.o.present()) ahead.fetch(next->columns(pass.o, heads));
+      ahead.add(next->rows(pass.q, heads)), ahead.add(next->rows(pass.k, heads));
+      ahead.add(next->columns(pass.v, heads));
+      if (pass.o.present()) ahead.add(next->columns(pass.o, heads));
     }
     DeltaTile<A> tile{q, k, k, v, beta, o, errors, at.count, at.keys, at.padded, at.state, at.padded};
     sweep_with_decay<Decays>(tile, pass.decay, at, heads, take, std::array{q}, std::array{k},
@@ -153,10 +153,10 @@ void delta_adjoint_pass(const DeltaAdjointPass<T>& pass, const E& executor) {
       using Vector = Eigen::Map<const Eigen::Matrix<A, Eigen::Dynamic, 1>>;
       qk[t] = Vector(q + t * at.keys, at.keys).dot(Vector(k + t * at.keys, at.keys));
     }
-    PackAhead<A> ahead;
+    FetchAhead ahead;
     if (const TileAt<A>* next = in_turn.next) {
-      ahead.fetch(next->rows(pass.q, heads)), ahead.fetch(next->rows(pass.k, heads));
-      ahead.fetch(next->columns(pass.grad_o, heads)), ahead.fetch(next->columns(pass.grad_u, heads));
+      ahead.add(next->rows(pass.q, heads)), ahead.add(next->rows(pass.k, heads));
+      ahead.add(next->columns(pass.grad_o, heads)), ahead.add(next->columns(pass.grad_u, heads));
     }
     DeltaAdjointTile<A> tile{q, k, k, qk, grad_o, beta, grad_u, at.count, at.keys, at.padded, at.state, at.padded};
     sweep_with_decay<Decays>(tile, pass.decay, at, heads, take, std::array<A*, 0>{}, std::array{q, k},

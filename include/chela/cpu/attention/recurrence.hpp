@@ -97,6 +97,7 @@ void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
       for (int r = 0; r < rows; ++r) CHELA_UNROLL
       for (int n = 0; n < vectors; ++n) s[r][n] = ploadu<Packet>(state + r * tile.state_stride + n * lanes);
 
+      auto copy = ahead.next(tokens);
       for (Index t = 0; t < tokens; ++t) {
         const S* k = keys_of_block + t * key_width;
         const S* q = queries_of_block + t * key_width;
@@ -130,7 +131,7 @@ void recur_over_tile(const PackedTile<S>& tile, Ahead&& ahead) {
             if (last) sum[n] = pmul(sum[n], ploadu<Packet>(tile.out_factor + t * values + column + n * lanes));
           pstoreu(out + t * out_stride + n * lanes, sum[n]);
         }
-        ahead();
+        copy();
       }
 
       CHELA_UNROLL

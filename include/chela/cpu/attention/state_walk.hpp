@@ -225,7 +225,7 @@ void walk_states(const StateWalk<A, S>& walk, const ScratchSize& scratch_size, c
         store(tile.head, tile.state, slice(kept.boundary, index), done / kept.boundary_every - 1);
       store_last(tile.head, tile.state, done);
     }
-    for (Index h = 0; h < run_heads; ++h) {
+    for (Index h = 0; h < run_heads && kept.final.present(); ++h) {
       A* state = states + h * state_size;
       if (walk.decay.side != DecaySide::none && walk.decay.after_token && sequence.count > 0)
         decay_state(state, padded, walk.key_dim, width, walk.decay.side,

@@ -4,36 +4,66 @@
 // the hardware to see coming, so each copy also fetches what is to be copied one tile later.
 #include <algorithm>
 
-#include "chela/cpu/tile/packing.hpp"
+#include "chela/cpu/tile/register_rows.hpp"
 
 namespace chela::cpu {
 
-/// What packed rows are multiplied by: row t by rows[t * row_stride], or, if `by_element`, by rows[t * columns + ...].
+/// Some neighbouring registers of each row of a matrix to pack or to fetch, a row with each call.
 template <class S>
-struct RowFactors {
-  const S* rows = nullptr;  ///< null for nothing
-  Index row_stride = 0;
-  bool by_element = false;
+struct ColumnCopy {
+  using Packet = typename Eigen::internal::packet_traits<S>::type;
+  const S* source = nullptr;  ///< null for nothing to do
+  Index stride = 0;
+  Index fetched = 0;  ///< registers to fetch if nothing is packed
+  S* to = nullptr;    ///< null to fetch only
+  Index to_stride = 0;
+  Index to_next_register = 0;  ///< 0 if there is only one
+  const S* factor = nullptr;   ///< null for nothing
+  Index factor_stride = 0;
+  Index ahead = 0;  ///< from what is packed to what is packed one tile later, and fetched
+
+  CHELA_ALWAYS_INLINE void operator()() {
+    constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
+    if (!source) return;
+    if (to) {
+      pack(source, to);
+      if (to_next_register) pack(source + lanes, to + to_next_register);
+      to += to_stride, factor += factor_stride;
+    } else {
+      for (Index i = 0; i < fetched; ++i) __builtin_prefetch(source + i * lanes, 0, 2);
+    }
+    source += stride;
+  }
+
+ private:
+  CHELA_ALWAYS_INLINE void pack(const S* from, S* packed) const {
+    using namespace Eigen::internal;
+    __builtin_prefetch(from + ahead, 0, 2);
+    Packet x = ploadu<Packet>(from);
+    if (factor) x = pmul(x, pset1<Packet>(*factor));
+    pstoreu(packed, x);
+  }
 };
 
-/// Up to `capacity` matrices to pack or to fetch, a register at a time: the computing loop calls it, `finish` does what is left.
+/// Up to `capacity` matrices to pack or to fetch. The computing loop takes a column of registers at a time, `finish` does what is left.
 template <class S>
 class PackAhead {
  public:
   static constexpr int capacity = 8;
 
   /// Queues `source` [rows, count], to be packed into panels with zeros behind its columns, up to `columns` of them. `later` are the
-  /// rows of the tile after that. What is not whole registers of the accumulator type is packed at once.
+  /// rows of the tile after that. What is not whole registers of the accumulator type is packed at once. Where `packed` is null that
+  /// has been done already, and `later` is fetched.
   template <class T>
   void pack(TensorView<const T, 2> source, TensorView<const T, 2> later, RowFactors<S> factors, S* packed,
             Panels panels, Index columns) {
     if constexpr (std::is_same_v<T, S>) {
-      if (source.strides[1] == 1 && source.extents[1] == columns && columns % lanes == 0) {
+      if (packed && whole_registers<S>(source, columns)) {
         const Index ahead = later.present() ? later.data - source.data : 0;
         return queue({source.data, source.strides[0], source.extents[0], columns, ahead, packed, panels, factors});
       }
     }
-    pack_now(source, factors, packed, panels, columns);
+    if (packed) pack_panels(source, factors, packed, panels, columns);
     if (later.present()) fetch(later);
   }
 
@@ -47,24 +77,32 @@ class PackAhead {
       queue({reinterpret_cast<const S*>(rows.data), stride / unit, rows.extents[0], width / unit, 0, nullptr, {}, {}});
   }
 
-  /// Tells in how many calls all should be done: each takes two registers if one were far too few.
-  void spread_over(Index calls) { twice_ = 4 * registers_ > 5 * calls; }
+  /// Tells how many columns will be asked for: each is two registers wide if one were too few.
+  void spread_over(Index columns) {
+    Index registers = 0;
+    for (int i = part_; i < count_; ++i)
+      registers += parts_[i].packed ? parts_[i].width / lanes : ceil_div(parts_[i].width, most_fetched * lanes);
+    most_packed_ = registers > columns ? 2 : 1;
+  }
 
-  /// Packs or fetches the next registers, if any are left.
-  CHELA_ALWAYS_INLINE void operator()() {
-    if (!source_) return;
-    take_register();
-    if (twice_ && source_) take_register();
+  /// The next column, or nothing if none has so many rows.
+  ColumnCopy<S> next(Index rows) {
+    if (part_ == count_ || parts_[part_].rows != rows) return {};
+    return take();
   }
 
   void finish() {
-    while (source_) take_register();
-    part_ = count_ = registers_ = 0;
+    while (part_ < count_) {
+      const Index rows = parts_[part_].rows;
+      ColumnCopy<S> copy = take();
+      for (Index r = 0; r < rows; ++r) copy();
+    }
+    part_ = count_ = 0;
   }
 
  private:
-  using Packet = typename Eigen::internal::packet_traits<S>::type;
   static constexpr Index lanes = Eigen::internal::packet_traits<S>::size;
+  static constexpr Index most_fetched = 4;
 
   struct Part {
     const S* source;
@@ -75,73 +113,35 @@ class PackAhead {
     RowFactors<S> factors;
   };
 
-  CHELA_ALWAYS_INLINE void take_register() {
-    using namespace Eigen::internal;
-    __builtin_prefetch(source_ + ahead_, 0, 2);
-    if (to_) {
-      Packet x = ploadu<Packet>(source_);
-      if (factor_) x = pmul(x, by_element_ ? ploadu<Packet>(factor_) : pset1<Packet>(*factor_));
-      if (by_element_) factor_ += lanes;
-      pstoreu(to_, x);
-      to_ += lanes;
-      if (to_ == panel_end_) next_panel();
-    }
-    source_ += lanes;
-    if (source_ == row_end_) next_row();
-  }
-
   void queue(const Part& part) {
-    if (part.rows == 0 || part.width == 0 || count_ == capacity) return;
-    parts_[count_++] = part;
-    registers_ += part.rows * (part.width / lanes);
-    if (count_ == 1) begin_part();
+    if (part.rows > 0 && part.width > 0 && count_ < capacity) parts_[count_++] = part;
   }
-  void begin_part() {
+  ColumnCopy<S> take() {
     const Part& part = parts_[part_];
-    source_ = part.source, row_end_ = source_ + part.width, ahead_ = part.ahead;
-    factor_ = part.factors.rows, by_element_ = part.factors.by_element;
-    begin_row(part, part.packed);
-  }
-  void begin_row(const Part& part, S* packed) { to_ = packed_row_ = packed, panel_end_ = packed + part.panels.width; }
-  void next_panel() {
-    const Part& part = parts_[part_];
-    to_ += (part.panels.rows - 1) * part.panels.width, panel_end_ = to_ + part.panels.width;
-  }
-  void next_row() {
-    Part& part = parts_[part_];
-    if (--part.rows == 0) {
-      source_ = nullptr;
-      if (++part_ < count_) begin_part();
-      return;
+    const Index registers = std::min(part.packed ? most_packed_ : most_fetched, (part.width - column_) / lanes);
+    ColumnCopy<S> copy{part.source + column_, part.stride, registers};
+    if (part.packed) {
+      const Index at = part.panels.at(0, column_);
+      copy.to = part.packed + at, copy.to_stride = part.panels.width;
+      if (registers > 1) copy.to_next_register = part.panels.at(0, column_ + lanes) - at;
+      copy.factor = part.factors.rows, copy.factor_stride = part.factors.stride;
+      copy.ahead = part.ahead;
     }
-    source_ += part.stride - part.width, row_end_ += part.stride;
-    if (to_) begin_row(part, packed_row_ + part.panels.width);
-    if (!by_element_) factor_ += part.factors.row_stride;
-  }
-
-  template <class T>
-  static void pack_now(TensorView<const T, 2> source, RowFactors<S> factors, S* packed, Panels panels, Index columns) {
-    for (Index r = 0; r < source.extents[0]; ++r) {
-      const S factor = factors.rows && !factors.by_element ? factors.rows[r * factors.row_stride] : S(1);
-      for (Index c = 0; c < columns; c += panels.width) {
-        S* to = packed + panels.at(r, c);
-        detail::pack_row(&source.data[r * source.strides[0] + c * source.strides[1]], source.strides[1],
-                         std::clamp<Index>(source.extents[1] - c, 0, panels.width), factor, to, panels.width);
-        const Index count = std::min(panels.width, columns - c);
-        for (Index i = 0; factors.by_element && i < count; ++i) to[i] *= factors.rows[r * columns + c + i];
-      }
-    }
+    column_ += registers * lanes;
+    if (column_ == part.width) ++part_, column_ = 0;
+    return copy;
   }
 
   Part parts_[capacity];
   int count_ = 0, part_ = 0;
-  Index registers_ = 0;
-  bool twice_ = false;
-  // Where packing has come to; `source_` is null when all is done.
-  const S *source_ = nullptr, *row_end_ = nullptr, *factor_ = nullptr;
-  S *to_ = nullptr, *panel_end_ = nullptr, *packed_row_ = nullptr;
-  Index ahead_ = 0;
-  bool by_element_ = false;
+  Index column_ = 0, most_packed_ = 1;
+};
+
+/// For tiles that follow no other.
+struct PackNothing {
+  CHELA_ALWAYS_INLINE auto next(Index) const {
+    return [] {};
+  }
 };
 
 }  // namespace chela::cpu
