@@ -44,23 +44,6 @@ Index least_half_points(const Args& a) {
   return std::max({s.tokens, s.taps, s.back_taps + 1});
 }
 
-/// Memory cut into parts that begin at multiples of 256 bytes.
-class Parts {
- public:
-  explicit Parts(void* memory) : at_(static_cast<char*>(memory)) {}
-  template <class T>
-  T* take(Index count) {
-    T* const part = reinterpret_cast<T*>(at_ + used_);
-    used_ += std::size_t(round_up(count * Index(sizeof(T)), 256));
-    return part;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  char* at_;
-  std::size_t used_ = 0;
-};
-
 template <class Row>
 HalfSpectrumView half_spectrum_view(Parts& parts, Index channels) {
   HalfSpectrumView v;
