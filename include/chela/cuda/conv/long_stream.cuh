@@ -100,21 +100,16 @@ Status with_stream_tiers(const StreamTiers& tiers, const F& f) {
 
 template <int Tiers>
 inline constexpr int stream_shared_bytes = [] {
-  int most = 0;
+  int most = stream_group_bytes;
   for_tiers<Tiers>(
       [&](auto tier) { most = StreamRows<tier>::shared_bytes > most ? StreamRows<tier>::shared_bytes : most; });
   return most;
 }();
-/// Of blocks, on a multiprocessor.
-template <int Tiers>
-inline constexpr int stream_blocks = Tiers == 3 ? 2 : 3;
-
 /// One token. Blocks know by the position what their turn is: a tier's rows from 2 * 16 tokens before their outputs are
 /// collected, and groups within 16 tokens, none of which touches what another one of this token writes. The last block to
 /// be done counts the position on.
 template <class T, int Tiers>
-__global__ void __launch_bounds__(stream_threads, stream_blocks<Tiers>)
-    stream_step_kernel(const __grid_constant__ StreamCall<T> call) {
+__global__ void __launch_bounds__(stream_threads, 2) stream_step_kernel(const __grid_constant__ StreamCall<T> call) {
   extern __shared__ float2 stream_points[];
   StreamClock& clock = *call.state.clock;
   const Index position = Index(*static_cast<volatile unsigned long long*>(&clock.position));
@@ -132,15 +127,16 @@ __global__ void __launch_bounds__(stream_threads, stream_blocks<Tiers>)
     const Index turn = position % StreamTiers::block(tier) - StreamTiers::group;
     if (turn < 0 || turn >= turns) return;
     const StreamRows<tier> rows;
-    const Index first = call.rows() * turn / turns, end = call.rows() * (turn + 1) / turns;
+    const Index transforms = call.rows() * call.tiers.pieces(tier);
+    const Index first = transforms * turn / turns, end = transforms * (turn + 1) / turns;
     const Index q = first + Index(block) * rows_each + rows.row;
     if (q < end) stream_tier_row<tier>(call, rows, q, position - position % StreamTiers::block(tier), stream_points);
   });
   if (mine) {
     const Index turn = position % StreamTiers::group;
     if (block < call.group_blocks)
-      stream_group<Tiers>(call, (Index(block) * StreamTiers::group + turn) * stream_threads + threadIdx.x,
-                          position - turn);
+      stream_group<Tiers>(call, (Index(block) * StreamTiers::group + turn) * stream_group_pairs, position - turn,
+                          reinterpret_cast<float*>(stream_points));
     else
       stream_token(call, Index(block - call.group_blocks) * stream_threads + threadIdx.x, position);
   }
@@ -185,15 +181,16 @@ __global__ void __launch_bounds__(stream_threads) stream_tier_kernel(const __gri
   extern __shared__ float2 stream_points[];
   const StreamRows<Tier> rows;
   const Index q = Index(blockIdx.x) * StreamRows<Tier>::rows + rows.row;
-  if (q < call.stream.rows())
+  if (q < call.stream.rows() * call.stream.tiers.pieces(Tier))
     stream_tier_row<Tier>(call.stream, rows, q, call.position - StreamTiers::block(Tier), stream_points);
 }
 
 /// The first group's outputs, and the position.
 template <class T, int Tiers>
 __global__ void __launch_bounds__(stream_threads) stream_group_kernel(const __grid_constant__ StreamBeginCall<T> call) {
-  stream_group<Tiers>(call.stream, Index(blockIdx.x) * stream_threads + threadIdx.x,
-                      call.position - StreamTiers::group);
+  extern __shared__ float2 stream_points[];
+  stream_group<Tiers>(call.stream, Index(blockIdx.x) * stream_group_pairs, call.position - StreamTiers::group,
+                      reinterpret_cast<float*>(stream_points));
   if (blockIdx.x == 0 && threadIdx.x == 0)
     *call.stream.state.clock = {static_cast<unsigned long long>(call.position), 0};
 }
@@ -319,16 +316,17 @@ Status long_conv_stream_prefill(std::type_identity_t<TensorView<const T, 3>> inp
   return with_stream_tiers(call.stream.tiers, [&]<int Tiers>(IntConstant<Tiers>) {
     Status status;
     for_tiers<Tiers>([&](auto tier) {
-      const Index blocks = ceil_div(call.stream.rows(), StreamRows<tier>::rows);
+      const Index blocks = ceil_div(call.stream.rows() * call.stream.tiers.pieces(tier), StreamRows<tier>::rows);
       if (status.ok()) status = check_stream_blocks(blocks);
       if (status.ok())
         status = launch(stream_tier_kernel<T, tier>, dim3(unsigned(blocks)), stream_threads,
                         StreamRows<tier>::shared_bytes, cuda_stream, call);
     });
     if (!status.ok()) return status;
-    const Index blocks = ceil_div(call.stream.pairs(), stream_threads);
+    const Index blocks = ceil_div(call.stream.pairs(), stream_group_pairs);
     if (Status s = check_stream_blocks(blocks); !s.ok()) return s;
-    return launch(stream_group_kernel<T, Tiers>, dim3(unsigned(blocks)), stream_threads, 0, cuda_stream, call);
+    return launch(stream_group_kernel<T, Tiers>, dim3(unsigned(blocks)), stream_threads, stream_group_bytes,
+                  cuda_stream, call);
   });
 }
 
@@ -350,9 +348,9 @@ Status long_conv_stream_step(const LongConvStreamArgs<T>& args, const LongConvSt
     const Index direct_blocks = ceil_div(call.pairs(), stream_threads);
     Index blocks = direct_blocks;
     if (stream.taps > StreamTiers::direct_lags)
-      blocks += call.group_blocks = int(ceil_div(direct_blocks, Index(StreamTiers::group)));
+      blocks += call.group_blocks = int(ceil_div(call.pairs(), stream_group_pairs * StreamTiers::group));
     for_tiers<Tiers>([&](auto tier) {
-      const Index rows = ceil_div(call.rows(), StreamTiers::turns(tier));
+      const Index rows = ceil_div(call.rows() * call.tiers.pieces(tier), StreamTiers::turns(tier));
       blocks += call.tier_blocks[tier] = int(ceil_div(rows, StreamRows<tier>::rows));
     });
     if (Status s = check_stream_blocks(blocks); !s.ok()) return s;

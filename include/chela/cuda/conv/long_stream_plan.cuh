@@ -75,14 +75,15 @@ struct StreamState {
   T* recent = nullptr;                     ///< [token % 256, row]
   float* due = nullptr;                    ///< [token % 32, row]: what the grouped sums and the tiers give
   T* history = nullptr;                    ///< [row, token % history]
-  float* outputs[StreamTiers::most] = {};  ///< of a tier: [row, block % 2, token % B]
+  float* outputs[StreamTiers::most] = {};  ///< of a tier: [piece, row, block % 2, token % B]
 
   StreamState() = default;
   StreamState(Parts& memory, Index rows, const StreamTiers& tiers) {
     clock = memory.take<StreamClock>(1);
     recent = memory.take<T>(StreamTiers::group_lags * rows), due = memory.take<float>(2 * StreamTiers::group * rows);
     history = memory.take<T>(rows * tiers.history());
-    for (int i = 0; i < tiers.count(); ++i) outputs[i] = memory.take<float>(2 * rows * StreamTiers::block(i));
+    for (int i = 0; i < tiers.count(); ++i)
+      outputs[i] = memory.take<float>(tiers.pieces(i) * rows * 2 * StreamTiers::block(i));
   }
 };
 

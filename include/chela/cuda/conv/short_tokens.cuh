@@ -50,13 +50,14 @@ struct ShortConvTokens {
         else if constexpr (Way == RowWay::runs)
           earlier[i][k] = n < x.tokens ? Packet<T, each>::load_streamed(from + (n - first_run)) : Packet<T, each>{};
         else
-          earlier[i][k] = Packet<T, each>::load(reinterpret_cast<const T*>(staged + StagedInput<residues>::point(n)));
+          earlier[i][k] = Packet<T, each>::load(
+              reinterpret_cast<const T*>(staged + place_before<Row>(row.first_residue(), a, b, before - k * each)));
       }
     });
     float weights[Width];
 #pragma unroll
-    for (int j = 0; j < Width; ++j) weights[j] = taps(channel, j);
-    const float offset = bias.present() ? bias(channel) : 0.f;
+    for (int j = 0; j < Width; ++j) weights[j] = activation_scale<A, T> * taps(channel, j);
+    const float offset = bias.present() ? activation_scale<A, T> * bias(channel) : 0.f;
     for_input_runs(row.lane(), [&](int i, int a, int b) {
       float inputs[history + own], outputs[own];
 #pragma unroll
@@ -87,6 +88,18 @@ struct ShortConvTokens {
   }
 
  private:
+  /// Where the token is staged that lies `offset` before residue c of run a, b.
+  template <class Row>
+  __device__ __forceinline__ static int place_before(int c, int a, int b, int offset) {
+    using Layout = StagedInput<Row::residues>;
+    if constexpr (Row::residues < most_fused_width) {
+      return Layout::point(Row::residues * (16 * a + b) + c - offset);
+    } else {
+      const bool earlier_run = c < offset;
+      return Layout::point(earlier_run && b == 0 ? a - 1 : a, earlier_run ? (b + 15) % 16 : b,
+                           c - offset + (earlier_run ? Row::residues : 0));
+    }
+  }
   /// Tokens from the negative `first` on.
   template <int Count>
   __device__ Packet<T, Count> of_state(int batch, int channel, int first) const {
