@@ -143,17 +143,30 @@ __device__ __forceinline__ void convolve_row(Row& row, const HalfConvolutionCall
                                              int channel, char* staged, RowResults<T, Row::own>& results,
                                              RowResults<T, Row::own>& of_history) {
   constexpr bool complex_in = History && !Conjugate, complex_out = History && Conjugate;
-  const StoredRoots roots{call.spectrum.roots, row.lane()};
+  // In a tile constants that are there before a source is done do not find registers beside it.
+  constexpr bool source_first = Way == RowWay::tile && !std::is_same_v<Source, StoredTokens>;
+  const auto roots = [&] {
+    return StoredRoots{source_first ? arch::made_anew(call.spectrum.roots) : call.spectrum.roots, row.lane()};
+  };
   const float kernel_scale = call.spectrum.scale[channel];
-  const PartForward<complex_in> part(roots);
-  const ScaledRow<Row, T, complex_in, Way> tokens(row, call.x, call.history, batch, channel, staged, call.source);
-  row.forward(part, tokens);
+  using Tokens = ScaledRow<Row, T, complex_in, Way>;
+  float inverse;
+  if constexpr (source_first) {
+    const Tokens tokens(row, call.x, call.history, batch, channel, staged, call.source);
+    row.forward(PartForward<complex_in>(roots()), tokens);
+    inverse = tokens.inverse;
+  } else {
+    const PartForward<complex_in> part(roots());
+    const Tokens tokens(row, call.x, call.history, batch, channel, staged, call.source);
+    row.forward(part, tokens);
+    inverse = tokens.inverse;
+  }
   const uint4* const units = call.spectrum.units + Index(channel) * spectrum_units<Row> + row.lane();
-  row.template middle<true, true>(roots, [&](int portion, ComplexPair(&z)[Row::pairs]) {
+  row.template middle<true, true>(roots(), [&](int portion, ComplexPair(&z)[Row::pairs]) {
     multiply_by_kernel<Conjugate>(z, units + portion * (16 * Row::pairs));
   });
-  const float factor = tokens.inverse * kernel_scale;
-  row.template backward<complex_out>(roots, [&](int c, const float(&re)[2][4], const float(&im)[2][4]) {
+  const float factor = inverse * kernel_scale;
+  row.template backward<complex_out>(roots(), [&](int c, const float(&re)[2][4], const float(&im)[2][4]) {
     results.take(c, re, factor);
     if constexpr (complex_out) of_history.take(c, im, -factor);
   });

@@ -30,44 +30,43 @@ struct ShortConvTokens {
   template <class Row, RowWay Way>
   __device__ __forceinline__ void finish(const Row& row, const TokenRows<const T>& x, int batch, int channel,
                                          const char* staged, RowWords<Row::own>& words) const {
-    constexpr int own = Row::own, residues = Row::residues;
-    // Tokens before a run come in packets that lie in one unit, and wholly before the row or not at all.
-    constexpr int alignment = alignment_of(Row::warps == 1 ? residues : own, 8);
-    constexpr int each = history > 2 && alignment >= 4 ? 4 : history > 1 && alignment >= 2 ? 2 : 1;
-    constexpr int packets = (history + each - 1) / each, before = packets * each;
-    const T* const tokens = x.row(batch, channel);
-    const auto first_of = [&](int a, int b) { return residues * (16 * a + b) + row.first_residue(); };
-    const int first_run = residues * (32 * LanePlace(row.lane()).column + LanePlace(row.lane()).group);
-    const T* const from = arch::made_anew(tokens + first_run);
+    constexpr int own = Row::own;
+    constexpr bool from_memory = Way == RowWay::runs;
+    const bool whole_row = x.tokens == Row::points;
+    const auto first_of = [&](int a, int b) { return Row::residues * (16 * a + b) + row.first_residue(); };
 
-    Packet<T, each> earlier[8][packets > 0 ? packets : 1];
-    for_input_runs(row.lane(), [&](int i, int a, int b) {
-#pragma unroll
-      for (int k = 0; k < packets; ++k) {
-        const int n = first_of(a, b) - before + k * each;
-        if (i == 0 && n < 0)
-          earlier[i][k] = of_state<each>(batch, channel, n);
-        else if constexpr (Way == RowWay::runs)
-          earlier[i][k] = n < x.tokens ? Packet<T, each>::load_streamed(from + (n - first_run)) : Packet<T, each>{};
-        else
-          earlier[i][k] = Packet<T, each>::load(
-              reinterpret_cast<const T*>(staged + place_before<Row>(row.first_residue(), a, b, before - k * each)));
-      }
-    });
+    // From global memory all are asked for before any is needed.
+    Earlier<Row> earlier[from_memory ? 8 : 1];
+    if constexpr (from_memory) {
+      const int first_run = first_of(2 * LanePlace(row.lane()).column, LanePlace(row.lane()).group);
+      const T* const from = arch::made_anew(x.row(batch, channel) + first_run);
+      const auto take = [&](auto unchecked) {
+        for_input_runs(row.lane(), [&](int i, int a, int b) {
+          take_earlier(earlier[i], i == 0, first_of(a, b), batch, channel, [&](int n) {
+            const bool inside = decltype(unchecked)::value || n < x.tokens;
+            return inside ? Earlier<Row>::Words::load_streamed(from + (n - first_run)) : typename Earlier<Row>::Words{};
+          });
+        });
+      };
+      if (whole_row)
+        take(std::true_type{});
+      else
+        take(std::false_type{});
+    }
     float weights[Width];
 #pragma unroll
     for (int j = 0; j < Width; ++j) weights[j] = activation_scale<A, T> * taps(channel, j);
     const float offset = bias.present() ? activation_scale<A, T> * bias(channel) : 0.f;
     for_input_runs(row.lane(), [&](int i, int a, int b) {
+      Earlier<Row>& before = earlier[from_memory ? i : 0];
+      const int first = first_of(a, b);
+      if constexpr (!from_memory)
+        take_earlier(before, i == 0, first, batch, channel, [&](int n) {
+          const int place = place_before<Row>(row.first_residue(), a, b, first - n);
+          return Earlier<Row>::Words::load(reinterpret_cast<const T*>(staged + place));
+        });
       float inputs[history + own], outputs[own];
-#pragma unroll
-      for (int k = 0; k < packets; ++k) {
-        float values[each];
-        earlier[i][k].widen(values);
-#pragma unroll
-        for (int e = 0; e < each; ++e)
-          if (k * each + e >= before - history) inputs[k * each + e - (before - history)] = values[e];
-      }
+      before.widen(inputs);
 #pragma unroll
       for (int e = 0; e < own; ++e) {
         const float2 pair = arch::unpack<T>(words[i][e / 2]);
@@ -77,17 +76,57 @@ struct ShortConvTokens {
 #pragma unroll
       for (int e = 0; e < own; e += 2)
         words[i][e / 2] = arch::pack<T>(outputs[e], e + 1 < own ? outputs[e + 1 < own ? e + 1 : e] : 0.f);
+      // Inputs of all runs at once would not find registers.
+      if constexpr (!from_memory && own >= 8) arch::pin(words[i]);
     });
-    if (x.tokens == Row::points) return;
+    if (whole_row) return;
     for_input_runs(row.lane(), [&](int i, int a, int b) {
 #pragma unroll
       for (int e = 0; e < own; ++e)
-        if (first_of(a, b) + (Way == RowWay::runs ? 0 : e) >= x.tokens)
-          words[i][e / 2] &= e % 2 ? 0x0000ffffu : 0xffff0000u;
+        if (first_of(a, b) + (from_memory ? 0 : e) >= x.tokens) words[i][e / 2] &= e % 2 ? 0x0000ffffu : 0xffff0000u;
     });
   }
 
  private:
+  /// The tokens before a run, in packets that lie in one unit, and wholly before the row or not at all.
+  template <class Row>
+  struct Earlier {
+    static constexpr int alignment = alignment_of(Row::warps == 1 ? Row::residues : Row::own, 8);
+    static constexpr int each = history > 2 && alignment >= 4 ? 4 : history > 1 && alignment >= 2 ? 2 : 1;
+    static constexpr int packets = (history + each - 1) / each, count = packets * each;
+    using Words = Packet<T, each>;
+    Words words[packets > 0 ? packets : 1];
+
+    /// The last ones, as many as the taps meet.
+    template <int Inputs>
+    __device__ __forceinline__ void widen(float (&inputs)[Inputs]) const {
+#pragma unroll
+      for (int k = 0; k < packets; ++k) {
+        float values[each];
+        words[k].widen(values);
+#pragma unroll
+        for (int e = 0; e < each; ++e)
+          if (k * each + e >= count - history) inputs[k * each + e - (count - history)] = values[e];
+      }
+    }
+  };
+
+  /// Those before token `first`, of which load(n) gives a packet from token n on; only runs that may be the row's first
+  /// reach back over its beginning.
+  template <class Row, class Load>
+  __device__ __forceinline__ void take_earlier(Earlier<Row>& earlier, bool may_be_first, int first, int batch,
+                                               int channel, const Load& load) const {
+    constexpr int each = Earlier<Row>::each;
+#pragma unroll
+    for (int k = 0; k < Earlier<Row>::packets; ++k) {
+      const int n = first - Earlier<Row>::count + k * each;
+      if (may_be_first && n < 0)
+        earlier.words[k] = of_state<each>(batch, channel, n);
+      else
+        earlier.words[k] = load(n);
+    }
+  }
+
   /// Where the token is staged that lies `offset` before residue c of run a, b.
   template <class Row>
   __device__ __forceinline__ static int place_before(int c, int a, int b, int offset) {
