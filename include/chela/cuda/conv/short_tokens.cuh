@@ -76,8 +76,6 @@ struct ShortConvTokens {
 #pragma unroll
       for (int e = 0; e < own; e += 2)
         words[i][e / 2] = arch::pack<T>(outputs[e], e + 1 < own ? outputs[e + 1 < own ? e + 1 : e] : 0.f);
-      // Inputs of all runs at once would not find registers.
-      if constexpr (!from_memory && own >= 8) arch::pin(words[i]);
     });
     if (whole_row) return;
     for_input_runs(row.lane(), [&](int i, int a, int b) {
