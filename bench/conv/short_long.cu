@@ -105,24 +105,66 @@ class Call {
   Status status_;
 };
 
-/// Whether outputs are right in some channels.
+/// One channel of the last batch entry in double.
+struct Channel {
+  Tensor<double, 3> x, inner, state;
+  Tensor<double, 2> short_taps, taps;
+
+  template <class T, Layout L>
+  Channel(const Buffers<T, L>& b, const Sizes& s, Index d)
+      : x(b.x.channel(s.batch - 1, d)),
+        inner(x),
+        state(Index(1), Index(width - 1), Index(1)),
+        short_taps(row(b.short_taps, d)),
+        taps(row(b.taps, d)) {
+    reference::short_conv(x, short_taps, {}, {}, true, inner, state);
+  }
+  static Tensor<double, 2> row(const Array<float, Index, Index>& all, Index d) {
+    const auto copy = all.on_host();
+    return test::converted<double>(
+        run(TensorView<const float, 2>(contiguous(copy.data(), all.view.extents[0], all.view.extents[1])), 0, d, 1));
+  }
+};
+
+/// Squares of what differs and of what is wanted.
+struct Difference {
+  double wrong = 0, all = 0;
+  void add(double got, double want) { wrong += (got - want) * (got - want), all += want * want; }
+  bool below(double bound) const { return std::sqrt(wrong / all) < bound; }
+};
+
+/// Whether outputs, or gradients of inputs, are right at some tokens of the first, a middle and the last channel.
 template <class T, Layout L>
 bool right_outputs(const Buffers<T, L>& b, const Sizes& s) {
-  double wrong = 0, all = 0;
-  const auto short_taps = b.short_taps.on_host(), taps = b.taps.on_host();
+  Difference difference;
   for (Index d : {Index(0), s.channels / 2, s.channels - 1}) {
-    const Tensor<double, 3> x = b.x.channel(s.batch - 1, d), z = b.z.channel(s.batch - 1, d);
-    Tensor<double, 3> inner(x), none(Index(1), Index(width - 1), Index(1));
-    Tensor<double, 2> weights(Index(1), Index(width)), kernel(Index(1), s.tokens);
-    for (Index j = 0; j < width; ++j) weights(0, j) = short_taps[std::size_t(d * width + j)];
-    for (Index j = 0; j < s.tokens; ++j) kernel(0, j) = taps[std::size_t(d * s.tokens + j)];
-    reference::short_conv(x, weights, {}, {}, true, inner, none);
+    const Channel c(b, s, d);
+    const Tensor<double, 3> z = b.z.channel(s.batch - 1, d);
+    for (Index t = s.tokens - 1; t >= 0; t -= std::max<Index>(s.tokens / 40, 1))
+      difference.add(z(0, t, 0), reference::long_conv_at(c.inner, c.taps, {}, {}, {}, 0, t, 0));
+  }
+  return difference.below(test::long_conv_tolerance<T>());
+}
+template <class T, Layout L>
+bool right_gradients(const Buffers<T, L>& b, const Sizes& s) {
+  Difference difference;
+  for (Index d : {Index(0), s.channels / 2, s.channels - 1}) {
+    const Channel c(b, s, d);
+    const Tensor<double, 3> grad_z = b.grad_z.channel(s.batch - 1, d), grad_x = b.grad_x.channel(s.batch - 1, d);
+    const auto slope = [&](Index t) {  // the gradient of the sum before the activation
+      double sum = 0, grad_inner = 0;
+      for (Index j = 0; j < std::min<Index>(width, t + 1); ++j) sum += c.short_taps(0, j) * c.x(0, t - j, 0);
+      for (Index j = 0; j < s.tokens - t; ++j) grad_inner += c.taps(0, j) * grad_z(0, t + j, 0);
+      const double sigmoid = 1 / (1 + std::exp(-sum));
+      return grad_inner * sigmoid * (1 + sum * (1 - sigmoid));
+    };
     for (Index t = s.tokens - 1; t >= 0; t -= std::max<Index>(s.tokens / 40, 1)) {
-      const double want = reference::long_conv_at(inner, kernel, {}, {}, {}, 0, t, 0), got = z(0, t, 0);
-      wrong += (got - want) * (got - want), all += want * want;
+      double want = 0;
+      for (Index j = 0; j < std::min<Index>(width, s.tokens - t); ++j) want += c.short_taps(0, j) * slope(t + j);
+      difference.add(grad_x(0, t, 0), want);
     }
   }
-  return std::sqrt(wrong / all) < test::long_conv_tolerance<T>();
+  return difference.below(test::short_long_conv_gradient_tolerance<T>());
 }
 
 template <Layout L, Kernel K, Pass P>
@@ -164,8 +206,9 @@ void short_long_conv(benchmark::State& state) {
       [&](const Set& set) {
         const Status status = set.call(stream);
         stream.wait();
-        if (P == Pass::backward || !status.ok()) return status;
-        return require(right_outputs(set.buffers, s), Code::bad_value, "wrong answer");
+        if (!status.ok()) return status;
+        const bool right = P == Pass::backward ? right_gradients(set.buffers, s) : right_outputs(set.buffers, s);
+        return require(right, Code::bad_value, "wrong answer");
       });
   state.counters["times_long_alone"] = seconds / alone;
 }
