@@ -155,8 +155,8 @@ Status check_stream(const LongConvStreamKernel& kernel, const LongConvStream<T>&
 
 }  // namespace detail
 
-/// Queues what makes the stream one that has seen these inputs, [batch, token, channel], none of which may be any number;
-/// those older than L - 1 tokens, or a final state of `long_conv`, make no difference.
+/// Queues what makes the stream one that has seen these inputs, [batch, token, channel] with any number of tokens, and none
+/// before them: a new sequence's are none. Tokens older than L - 1 make no difference; a final state of `long_conv` serves.
 template <Element T>
 Status long_conv_stream_prefill(std::type_identity_t<TensorView<const T, 3>> inputs, const LongConvStreamKernel& kernel,
                                 const LongConvStream<T>& stream, cudaStream_t cuda_stream) {

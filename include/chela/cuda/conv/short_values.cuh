@@ -92,7 +92,7 @@ __device__ float exp_of_negative(float a) {
 
 /// What sums are multiplied by, exactly, before `activated_scaled`.
 template <Activation A, class T>
-inline constexpr float activation_scale = A == Activation::silu && std::is_same_v<T, __nv_bfloat16> ? 0.5f : 1.f;
+inline constexpr float activation_scale = A == Activation::silu&& std::is_same_v<T, __nv_bfloat16> ? 0.5f : 1.f;
 
 /// The activation of `scaled` over the scale. For bf16 silu(a) = a/2 + a/2 tanh(a/2), one special function where exp and a
 /// division are two: off by 2^-12 of a at most, an eighth of a rounding of it.
