@@ -145,8 +145,12 @@ __device__ __forceinline__ void convolve_row(Row& row, const HalfConvolutionCall
   constexpr bool complex_in = History && !Conjugate, complex_out = History && Conjugate;
   // In a tile constants that are there before a source is done do not find registers beside it.
   constexpr bool source_first = Way == RowWay::tile && !std::is_same_v<Source, StoredTokens>;
+  const StoredRoots stored{call.spectrum.roots, row.lane()};
   const auto roots = [&] {
-    return StoredRoots{source_first ? arch::made_anew(call.spectrum.roots) : call.spectrum.roots, row.lane()};
+    if constexpr (source_first)
+      return StoredRoots{arch::made_anew(call.spectrum.roots), row.lane()};
+    else
+      return stored;
   };
   const float kernel_scale = call.spectrum.scale[channel];
   using Tokens = ScaledRow<Row, T, complex_in, Way>;
