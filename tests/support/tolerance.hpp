@@ -65,6 +65,13 @@ double long_conv_tolerance() {
   return std::is_floating_point_v<T> ? 2e-6 : 0.004;
 }
 
+/// Gradients of a short convolution before such a long one: that of the activation between them is rounded to T on its
+/// way back.
+template <class T>
+double short_long_conv_gradient_tolerance() {
+  return std::is_floating_point_v<T> ? 4e-6 : 0.006;
+}
+
 /// Largest relative error of a hand-written gradient against central differences in double.
 inline constexpr double gradient_tolerance = 1e-6;
 

@@ -4,6 +4,9 @@
 // of B_i inputs that is complete meets them all in one product of polynomials, whose first output is due B_i tokens
 // later. In these B_i tokens the product's work is done a little at each, so no single token waits for much (online
 // convolution by dyadic blocks, as in Gardner's zero-delay convolution, with every block's work spread evenly).
+//
+// A GPU, which serves many sequences at once, takes lags in wider tiers and gives rows their turns at different tokens:
+// cuda/conv/long_stream_plan.cuh.
 #include <algorithm>
 
 #include "chela/core/element.hpp"

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 
+#include "chela/core/index.hpp"
 #include "chela/core/status.hpp"
 
 namespace chela::cuda {
@@ -17,4 +18,24 @@ inline Status check_workspace(Workspace workspace, std::size_t needed) {
                  "workspace is smaller than workspace_bytes(args) says for the current device");
 }
 
+namespace detail {
+
+/// Memory cut into parts that begin at multiples of 256 bytes.
+class Parts {
+ public:
+  explicit Parts(void* memory) : at_(static_cast<char*>(memory)) {}
+  template <class T>
+  T* take(Index count) {
+    T* const part = reinterpret_cast<T*>(at_ + used_);
+    used_ += std::size_t(round_up(count * Index(sizeof(T)), 256));
+    return part;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  char* at_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace detail
 }  // namespace chela::cuda

@@ -49,6 +49,13 @@ __device__ inline float exp2_flushed(float x) {
   return y;
 }
 
+/// tanh(x) to 2^-11 of it.
+__device__ inline float tanh_approximate(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// Keeps the compiler from moving work on an array of registers across this point: products that are under way write to
 /// them behind its back.
 template <int N>

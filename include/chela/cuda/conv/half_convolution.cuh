@@ -4,9 +4,25 @@
 
 namespace chela::cuda::detail {
 
-template <class T>
+/// How a row's tokens come to its registers and results leave them.
+enum class RowWay {
+  runs,    ///< where they lie in global memory
+  staged,  ///< through shared memory, by the row's threads
+  tile,    ///< the same by the whole block, before and after
+};
+
+/// What becomes of a row's tokens once they are in registers: nothing. Another source has a `finish` of its own, which
+/// sees the row's words and, where they were staged, the memory in which the tokens before a run still lie.
+struct StoredTokens {
+  template <class Row, RowWay Way, class T>
+  __device__ __forceinline__ void finish(const Row&, const TokenRows<const T>&, int, int, const char*,
+                                         RowWords<Row::own>&) const {}
+};
+
+template <class T, class Source = StoredTokens>
 struct HalfConvolutionCall {
   TokenRows<const T> x = {};
+  Source source = {};
   TokenRows<T> y = {};
   HistoryRows<const T> history = {};
   HistoryRows<T> history_gradient = {};
@@ -27,13 +43,6 @@ inline constexpr int convolution_row_bytes = [] {
 template <class Row>
 inline constexpr bool reads_runs = Row::warps == 1 && (Row::residues == 2 || Row::residues == 4 || Row::residues == 8);
 
-/// How a row's tokens come to its registers and results leave them.
-enum class RowWay {
-  runs,    ///< where they lie in global memory
-  staged,  ///< through shared memory, by the row's threads
-  tile,    ///< the same by the whole block, before and after
-};
-
 /// A row's tokens in registers, scaled: real parts, and with a history imaginary parts.
 template <class Row, class T, bool History, RowWay Way>
 struct ScaledRow {
@@ -41,9 +50,11 @@ struct ScaledRow {
   RowWords<Row::own> words[History ? 2 : 1];
   float inverse;  ///< of the scale
 
+  template <class Source = StoredTokens>
   __device__ __forceinline__ ScaledRow(const Row& row, const TokenRows<const T>& x, const HistoryRows<const T>& history,
-                                       int batch, int channel, char* memory) {
+                                       int batch, int channel, char* memory, const Source& source = {}) {
     take_tokens(row, x, batch, channel, memory);
+    source.template finish<Row, Way>(row, x, batch, channel, memory, words[0]);
     if constexpr (History) {
       row.sync();
       fetch_history<residues, Row::threads>(memory, history, batch, channel, row.thread());
@@ -127,22 +138,39 @@ __device__ __forceinline__ void multiply_by_kernel(ComplexPair (&z)[Pairs], cons
 }
 
 /// One row times its kernel, all in registers and the row's work memory. `staged` may be the same memory.
-template <bool Conjugate, bool History, RowWay Way, class Row, class T>
-__device__ __forceinline__ void convolve_row(Row& row, const HalfConvolutionCall<T>& call, int batch, int channel,
-                                             char* staged, RowResults<T, Row::own>& results,
+template <bool Conjugate, bool History, RowWay Way, class Row, class T, class Source>
+__device__ __forceinline__ void convolve_row(Row& row, const HalfConvolutionCall<T, Source>& call, int batch,
+                                             int channel, char* staged, RowResults<T, Row::own>& results,
                                              RowResults<T, Row::own>& of_history) {
   constexpr bool complex_in = History && !Conjugate, complex_out = History && Conjugate;
-  const StoredRoots roots{call.spectrum.roots, row.lane()};
+  // In a tile constants that are there before a source is done do not find registers beside it.
+  constexpr bool source_first = Way == RowWay::tile && !std::is_same_v<Source, StoredTokens>;
+  const StoredRoots stored{call.spectrum.roots, row.lane()};
+  const auto roots = [&] {
+    if constexpr (source_first)
+      return StoredRoots{arch::made_anew(call.spectrum.roots), row.lane()};
+    else
+      return stored;
+  };
   const float kernel_scale = call.spectrum.scale[channel];
-  const PartForward<complex_in> part(roots);
-  const ScaledRow<Row, T, complex_in, Way> tokens(row, call.x, call.history, batch, channel, staged);
-  row.forward(part, tokens);
+  using Tokens = ScaledRow<Row, T, complex_in, Way>;
+  float inverse;
+  if constexpr (source_first) {
+    const Tokens tokens(row, call.x, call.history, batch, channel, staged, call.source);
+    row.forward(PartForward<complex_in>(roots()), tokens);
+    inverse = tokens.inverse;
+  } else {
+    const PartForward<complex_in> part(roots());
+    const Tokens tokens(row, call.x, call.history, batch, channel, staged, call.source);
+    row.forward(part, tokens);
+    inverse = tokens.inverse;
+  }
   const uint4* const units = call.spectrum.units + Index(channel) * spectrum_units<Row> + row.lane();
-  row.template middle<true, true>(roots, [&](int portion, ComplexPair(&z)[Row::pairs]) {
+  row.template middle<true, true>(roots(), [&](int portion, ComplexPair(&z)[Row::pairs]) {
     multiply_by_kernel<Conjugate>(z, units + portion * (16 * Row::pairs));
   });
-  const float factor = tokens.inverse * kernel_scale;
-  row.template backward<complex_out>(roots, [&](int c, const float(&re)[2][4], const float(&im)[2][4]) {
+  const float factor = inverse * kernel_scale;
+  row.template backward<complex_out>(roots(), [&](int c, const float(&re)[2][4], const float(&im)[2][4]) {
     results.take(c, re, factor);
     if constexpr (complex_out) of_history.take(c, im, -factor);
   });
@@ -157,9 +185,9 @@ inline constexpr int convolution_blocks = Way == RowWay::runs || Row::warps > 1
 /// y = kernel * x, or for Conjugate the gradient of x from that of y: rows of one channel side by side. With `History`
 /// the tokens before a row's first take part too, and for Conjugate get their gradient: modulo x^N - i token -m is
 /// coefficient N - m times -i, on the way in as on the way out.
-template <class Row, class T, bool Conjugate, bool History, RowWay Way>
+template <class Row, class T, bool Conjugate, bool History, RowWay Way, class Source>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block, convolution_blocks<Row, Way>)
-    half_convolution_kernel(const __grid_constant__ HalfConvolutionCall<T> call) {
+    half_convolution_kernel(const __grid_constant__ HalfConvolutionCall<T, Source> call) {
   extern __shared__ uint4 shared[];
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), convolution_row_bytes<Row>);
   if (place.row >= call.batch.value() * call.channels) return;

@@ -32,15 +32,15 @@ __device__ __forceinline__ void for_token_pairs(char* tile, const F& f) {
 }
 
 /// x and y are rows whose token_stride is that of neighbouring tokens, channels being neighbours.
-template <class T>
+template <class T, class Source = StoredTokens>
 struct HalfTileCall {
-  HalfConvolutionCall<T> rows = {};
+  HalfConvolutionCall<T, Source> rows = {};
   Index x_token_stride = 0, y_token_stride = 0;
 };
 
-template <class Row, class T, bool Conjugate>
+template <class Row, class T, bool Conjugate, class Source>
 __global__ void __launch_bounds__(tile_threads<Row>, tile_bytes<Row> <= 112 * 1024 ? 2 : 1)
-    half_tile_kernel(const __grid_constant__ HalfTileCall<T> call) {
+    half_tile_kernel(const __grid_constant__ HalfTileCall<T, Source> call) {
   extern __shared__ uint4 shared[];
   constexpr int channels = Row::rows_of_tile;
   static_assert(channels == 8, "a unit of 16 bytes has eight channels");

@@ -44,23 +44,6 @@ Index least_half_points(const Args& a) {
   return std::max({s.tokens, s.taps, s.back_taps + 1});
 }
 
-/// Memory cut into parts that begin at multiples of 256 bytes.
-class Parts {
- public:
-  explicit Parts(void* memory) : at_(static_cast<char*>(memory)) {}
-  template <class T>
-  T* take(Index count) {
-    T* const part = reinterpret_cast<T*>(at_ + used_);
-    used_ += std::size_t(round_up(count * Index(sizeof(T)), 256));
-    return part;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  char* at_;
-  std::size_t used_ = 0;
-};
-
 template <class Row>
 HalfSpectrumView half_spectrum_view(Parts& parts, Index channels) {
   HalfSpectrumView v;
@@ -183,15 +166,17 @@ struct HalfTransformLongConv {
     });
   }
 
+  /// A source other than the stored tokens goes without an initial state.
+  template <class Source = StoredTokens>
   static Status forward(const LongConvPolicy&, const LongConvArgs<T>& a, const void* kernel, Workspace workspace,
-                        cudaStream_t stream) {
-    if (takes_tiles(a)) return queue_tiles(a, kernel, stream);
+                        cudaStream_t stream, const Source& source = {}) {
+    if (takes_tiles(a)) return queue_tiles(a, kernel, stream, source);
     Parts parts(workspace.data);
     const auto [x, y] = turned_rows(parts, a);
     if (x.data != a.x.data)
       if (Status s = turn_rows(a.x, x, stream); !s.ok()) return s;
     const Status status = with_half_row(HalfRows{}, least_half_points(a), [&]<class Row>(Row*) {
-      HalfConvolutionCall<T> call = convolution_call<Row>(as_const_rows(x), y, a.taps.extents[0], kernel);
+      auto call = convolution_call<Row>(as_const_rows(x), y, a.taps.extents[0], kernel, source);
       call.history.rows = a.initial_state;
       return queue_convolution<Row, false>(call, has_rows(a.initial_state), stream);
     });
@@ -269,41 +254,47 @@ struct HalfTransformLongConv {
     return with_half_row(HalfRows{}, least_half_points(a),
                          []<class Row>(Row*) { return has_tiles<Row> && tile_bytes<Row> <= most_shared_bytes(); });
   }
-  static Status queue_tiles(const LongConvArgs<T>& a, const void* kernel, cudaStream_t stream) {
+  template <class Source>
+  static Status queue_tiles(const LongConvArgs<T>& a, const void* kernel, cudaStream_t stream, const Source& source) {
     return with_half_row(HalfRows{}, least_half_points(a), [&]<class Row>(Row*) {
       if constexpr (has_tiles<Row>) {
         const LongConvShape s = long_conv_shape(a);
-        const HalfTileCall<T> call{convolution_call<Row>(a.x, a.y, s.channels, kernel), a.x.strides[1], a.y.strides[1]};
-        return launch(half_tile_kernel<Row, T, false>, dim3(unsigned(s.batch * (s.channels / Row::rows_of_tile))),
-                      tile_threads<Row>, tile_bytes<Row>, stream, call);
+        const HalfTileCall<T, Source> call{convolution_call<Row>(a.x, a.y, s.channels, kernel, source), a.x.strides[1],
+                                           a.y.strides[1]};
+        return launch(half_tile_kernel<Row, T, false, Source>,
+                      dim3(unsigned(s.batch * (s.channels / Row::rows_of_tile))), tile_threads<Row>, tile_bytes<Row>,
+                      stream, call);
       } else {
         return Status{Code::unsupported, "these rows are too long for tiles"};
       }
     });
   }
 
-  template <class Row>
-  static HalfConvolutionCall<T> convolution_call(ConstRows x, Rows y, Index channels, const void* kernel) {
+  template <class Row, class Source = StoredTokens>
+  static HalfConvolutionCall<T, Source> convolution_call(ConstRows x, Rows y, Index channels, const void* kernel,
+                                                         const Source& source = {}) {
     Parts parts(const_cast<void*>(kernel));
-    HalfConvolutionCall<T> call;
+    HalfConvolutionCall<T, Source> call;
+    call.source = source;
     call.x = token_rows<Row>(x);
     if (y.present()) call.y = token_rows<Row>(y);
     call.batch = FixedDivisor(int(x.extents[0])), call.channels = int(channels);
     call.spectrum = half_spectrum_view<Row>(parts, channels);
     return call;
   }
-  template <class Row, bool Conjugate>
-  static Status queue_convolution(const HalfConvolutionCall<T>& call, bool history, cudaStream_t stream) {
+  template <class Row, bool Conjugate, class Source>
+  static Status queue_convolution(const HalfConvolutionCall<T, Source>& call, bool history, cudaStream_t stream) {
     const Index rows = Index(call.batch.value()) * call.channels;
     const auto queue = [&](auto kernel) {
       return launch_rows<Row>(kernel, rows, convolution_row_bytes<Row>, 0, call, stream);
     };
-    if (history) return queue(half_convolution_kernel<Row, T, Conjugate, true, RowWay::staged>);
+    if constexpr (std::same_as<Source, StoredTokens>)
+      if (history) return queue(half_convolution_kernel<Row, T, Conjugate, true, RowWay::staged, Source>);
     if constexpr (reads_runs<Row>)
       if (call.x.in_runs && call.y.in_runs)
-        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs>, rows, 0, 0, call,
-                                stream);
-    return queue(half_convolution_kernel<Row, T, Conjugate, false, RowWay::staged>);
+        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs, Source>, rows, 0, 0,
+                                call, stream);
+    return queue(half_convolution_kernel<Row, T, Conjugate, false, RowWay::staged, Source>);
   }
 
   /// Rows of the batch that one worker sums: few enough for many workers, and enough that sums of spectra in memory are

@@ -245,8 +245,8 @@ __global__ __launch_bounds__(short_conv_threads,
   }
   float taps[Width];
 #pragma unroll
-  for (int j = 0; j < Width; ++j) taps[j] = args.taps(channel, j);
-  const float bias = args.bias.present() ? args.bias(channel) : 0.f;
+  for (int j = 0; j < Width; ++j) taps[j] = activation_scale<A, T> * args.taps(channel, j);
+  const float bias = args.bias.present() ? activation_scale<A, T> * args.bias(channel) : 0.f;
   T* y = &args.y(place.batch, begin, channel);
 #pragma unroll
   for (int i = 0; i < runs; ++i) {
