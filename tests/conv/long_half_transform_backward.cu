@@ -23,7 +23,7 @@ inline std::vector<LongCase> half_transform_gradients() {
     cases.push_back({.batch = 19, .tokens = 300, .channels = 70, .taps = 280, .back_taps = 299, .layout = layout});
     cases.push_back({.batch = 9, .tokens = 2100, .channels = 2, .taps = 17, .back_taps = 2000, .layout = layout});
     for (Index tokens : {1, 130, 700, 2100})
-      for (Index taps : {100, 200, 1024, 4097})
+      for (Index taps : {2, 200, 1024, 4097})
         for (Index back_taps : {0, 50})
           cases.push_back({.batch = 1,
                            .tokens = tokens,

@@ -110,11 +110,16 @@ inline int most_shared_bytes() {
   return current_device(device).ok() ? device.shared_bytes : 0;
 }
 
+template <class Row>
+inline constexpr int row_block_threads = 32 * Row::warps* Row::rows_per_block;
+template <class Row>
+dim3 row_blocks(Index rows) {
+  return dim3(unsigned(ceil_div(rows, Row::rows_per_block)));
+}
 template <class Row, class Kernel, class Call>
-Status launch_rows(Kernel* kernel, Index rows, int bytes_of_row, int bytes_of_block, const Call& call,
-                   cudaStream_t stream) {
-  return launch(kernel, dim3(unsigned(ceil_div(rows, Row::rows_per_block))), 32 * Row::warps * Row::rows_per_block,
-                Row::rows_per_block * bytes_of_row + bytes_of_block, stream, call);
+Status launch_rows(Kernel* kernel, Index rows, int bytes_of_row, const Call& call, cudaStream_t stream) {
+  return launch(kernel, row_blocks<Row>(rows), row_block_threads<Row>, Row::rows_per_block * bytes_of_row, stream,
+                call);
 }
 
 /// A strategy as in cuda/conv/long_strategy.cuh.
@@ -150,9 +155,12 @@ struct HalfTransformLongConv {
                                   int(s.taps),
                                   int(s.back_taps),
                                   half_spectrum_view<Row>(parts, s.channels)};
+      const Status roots = launch(half_roots_kernel<Row>, dim3(unsigned(ceil_div(32 * Row::roots, root_threads))),
+                                  root_threads, 0, stream, call.spectrum);
+      if (!roots.ok()) return roots;
       const auto queue = [&]<bool TwoSided>(std::bool_constant<TwoSided>) {
-        return launch_rows<Row>(half_spectrum_kernel<Row, TwoSided>, s.channels, spectrum_row_bytes<Row, TwoSided>,
-                                SharedRoots<Row>::bytes, call, stream);
+        return launch_early(half_spectrum_kernel<Row, TwoSided>, row_blocks<Row>(s.channels), row_block_threads<Row>,
+                            Row::rows_per_block * spectrum_row_bytes<Row, TwoSided>, stream, call);
       };
       return s.back_taps > 0 ? queue(std::true_type{}) : queue(std::false_type{});
     });
@@ -164,8 +172,7 @@ struct HalfTransformLongConv {
     return with_half_row(HalfRows{}, least_half_points(a), []<class Row>(Row*) {
       constexpr bool gradients = std::same_as<Args, LongConvBackwardArgs<T>>;
       constexpr int bytes_of_row = gradients ? gradient_row_bytes<Row> : convolution_row_bytes<Row>;
-      return std::max(Row::rows_per_block * bytes_of_row,
-                      Row::rows_per_block * spectrum_row_bytes<Row, true> + SharedRoots<Row>::bytes);
+      return Row::rows_per_block * std::max(bytes_of_row, spectrum_row_bytes<Row, true>);
     });
   }
 
@@ -296,13 +303,12 @@ struct HalfTransformLongConv {
   static Status queue_convolution(const HalfConvolutionCall<T>& call, bool history, cudaStream_t stream) {
     const Index rows = Index(call.batch.value()) * call.channels;
     const auto queue = [&](auto kernel) {
-      return launch_rows<Row>(kernel, rows, convolution_row_bytes<Row>, 0, call, stream);
+      return launch_rows<Row>(kernel, rows, convolution_row_bytes<Row>, call, stream);
     };
     if (history) return queue(half_convolution_kernel<Row, T, Conjugate, true, RowWay::staged>);
     if constexpr (reads_runs<Row>)
       if (call.x.in_runs && call.y.in_runs)
-        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs>, rows, 0, 0, call,
-                                stream);
+        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs>, rows, 0, call, stream);
     return queue(half_convolution_kernel<Row, T, Conjugate, false, RowWay::staged>);
   }
 
@@ -337,8 +343,8 @@ struct HalfTransformLongConv {
     call.history.rows = a.initial_state, call.history_gradient.rows = a.grad_initial_state;
     call.gradient = {a.grad_taps, a.grad_back_taps, a.grad_skip};
     const auto queue = [&](auto kernel_function) {
-      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)),
-                    32 * Row::warps * Row::rows_per_block, Row::rows_per_block * gradient_row_bytes<Row>, stream, call);
+      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), row_block_threads<Row>,
+                    Row::rows_per_block * gradient_row_bytes<Row>, stream, call);
     };
     const auto queue_form = [&] {
       if (has_rows(a.initial_state) || has_rows(a.grad_initial_state))
@@ -351,7 +357,7 @@ struct HalfTransformLongConv {
     if (Status status = queue_form(); !status.ok() || call.sums_of_channel == 1) return status;
     const HalfGradientSumCall sum{call.sums,     call.skips,           call.spectrum.roots,
                                   call.channels, call.sums_of_channel, call.gradient};
-    return launch_rows<Row>(half_gradient_sum_kernel<Row>, s.channels, convolution_row_bytes<Row>, 0, sum, stream);
+    return launch_rows<Row>(half_gradient_sum_kernel<Row>, s.channels, convolution_row_bytes<Row>, sum, stream);
   }
 };
 
