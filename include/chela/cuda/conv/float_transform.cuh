@@ -24,7 +24,8 @@ struct FloatTransformLaunch {
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
   cudaStream_t stream = nullptr;
-  uint4* roots = nullptr;  ///< of rows in half precision
+  uint4* roots = nullptr;    ///< of rows in half precision
+  int kernel_run_shift = 0;  ///< as in the rows' call
   static constexpr int channel_lanes = 8;
   static constexpr bool halves = StoredPoints<Stored>::scaled;
 
@@ -44,7 +45,8 @@ struct FloatTransformLaunch {
     FloatRowsCall<Stored> call;
     call.sequences = sequences, call.places = sequences.places();
     call.first_channel = first_channel, call.channels = channels;
-    call.columns = part.columns, call.column_nodes = part.column_nodes(), call.roots = roots;
+    call.columns = part.columns, call.column_nodes = part.column_nodes();
+    call.roots = roots, call.kernel_run_shift = kernel_run_shift;
     return call;
   }
   Status run(const FloatRowsCall<Stored>& call) const { return transform_rows(call, part.row_points, stream); }
@@ -53,6 +55,11 @@ struct FloatTransformLaunch {
   int lanes_for(const RealRows<T>& real) const {
     const auto& strides = real.ahead.present() ? real.ahead.strides : real.behind.strides;
     return strides[1] != 1 && strides[2] == 1 && channels >= channel_lanes ? channel_lanes : 1;
+  }
+  /// Neighbouring points that share a scale are 2^run_shift.
+  template <class T>
+  int run_shift(const RealRows<T>& real) const {
+    return lanes_for(real) == 1 ? 5 : 2;
   }
   template <class T>
   Status run_columns(const RealRows<T>& real, const StoredPoints<Stored>& points, Index places) const {
@@ -73,7 +80,7 @@ struct FloatTransformLaunch {
       }
     }
     if (Status s = run_columns(from, points, sequences.places()); !s.ok()) return s;
-    call.points_from = points, call.run_shift = lanes_for(from) == 1 ? 5 : 2;
+    call.points_from = points, call.run_shift = run_shift(from);
     if (!call.spectrum_to.present() && !call.discard) call.points_to = points;
     if (Status s = run(call); !s.ok() || !call.points_to.present()) return s;
     return run_columns(to, points, sequences.places());
@@ -135,6 +142,7 @@ struct FloatTransformLongConv {
       call.spectrum_to = spectrum;
       if constexpr (taps.halves) {
         if (Status s = prepare_half_points(taps.roots, taps.part.row_points, stream); !s.ok()) return s;
+        if (taps.kernel_run_shift > 0) return taps.run_columns(rows, spectrum, 1);
         call.skip = a.skip;
       }
       return taps.through(rows, call, RealRows<float>{}, taps.part.columns == 1, spectrum);
@@ -260,6 +268,9 @@ struct FloatTransformLongConv {
         launch.part = part, launch.sequences = served(part, s);
         launch.channels = s.channels, launch.stream = stream;
         launch.roots = reinterpret_cast<uint4*>(memory + launch.bytes(part, s.channels));
+        // A kernel that each row meets once is transformed with it rather than read and written once more.
+        if (launch.halves && makes_kernel(part.row_points) && launch.sequences.places() == 1)
+          launch.kernel_run_shift = launch.run_shift(tap_rows(part, a.taps, a.back_taps));
         return f(launch, static_cast<void*>(memory));
       });
       if (!status.ok()) return status;

@@ -32,6 +32,7 @@ struct FloatRowsCall {
   Index places = 1;                   ///< of sequences, in points and spectra
   int columns = 1, column_nodes = 1;  ///< column_nodes: the largest power of two that divides columns
   int run_shift = 0;                  ///< of points_from: 2^run_shift neighbouring points share a scale
+  int kernel_run_shift = 0;           ///< the same of the kernel, if it is points; 0 for a spectrum
   const uint4* roots = nullptr;       ///< of rows in half precision
 
   CHELA_HOST_DEVICE constexpr Index served() const { return sum_from.present() ? 1 : sequences.all.size(); }

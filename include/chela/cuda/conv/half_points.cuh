@@ -92,24 +92,18 @@ __device__ __forceinline__ void put_points(const Row& row, const StoredRoots& ro
   if (row.thread() == 0) to.row_scales[at] = scale;
 }
 
-/// Points to a spectrum that is under 1 / R, plus skip.
-template <class Row>
-__global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
-    half_points_spectrum_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
-  extern __shared__ uint4 shared[];
-  char* const memory = reinterpret_cast<char*>(shared);
-  const PlaceOfRow place(call, blockIdx.x);
-  if (!place.active) return;
-  Row row(memory, int(threadIdx.x) / 32, int(threadIdx.x) % 32);
-  const StoredRoots roots{call.roots, row.lane()};
-  const HalfPoints<Row> points(row, call.points_from.points + place.at * Row::points,
-                               call.points_from.run_scale(place.transform, 0, Row::points), call.run_shift, memory);
+/// From points to their spectrum plus skip, divided by the result and by R: put(unit, spectrum) gets it for this thread's
+/// units, which are under 1 / R.
+template <class Row, class Put>
+__device__ __forceinline__ float put_spectrum(Row& row, const StoredRoots& roots, const FloatRowsCall<__half2>& call,
+                                              const StoredPoints<__half2>& from, int run_shift, Index transform,
+                                              Index at, Index channel, char* memory, const Put& put) {
+  const HalfPoints<Row> points(row, from.points + at * Row::points, from.run_scale(transform, 0, Row::points),
+                               run_shift, memory);
   const float skip =
-      call.skip.present() ? call.skip(call.first_channel + place.channel) / (float(call.columns) * points.scale) : 0.f;
+      call.skip.present() ? call.skip(call.first_channel + channel) / (float(call.columns) * points.scale) : 0.f;
   const PowerOfTwo out(fmaxf(1.02f * points.sum(row) + fabsf(skip), 0x1p-2f));
-  row.sync();
   row.forward(PartForward<true>(roots), points);
-  uint4* const units = spectrum_of<Row>(call.spectrum_to, place.at, row.lane());
   const float factor = out.factor / float(Row::normalisation), constant = factor * skip;
   row.template middle<true, false>(roots, [&](int portion, ComplexPair(&z)[Row::pairs]) {
     const auto scaled = [&](ComplexPair x) {
@@ -119,35 +113,61 @@ __global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
     };
 #pragma unroll
     for (int i = 0; i < Row::pairs / 2; ++i)
-      units[(portion * (Row::pairs / 2) + i) * 32] = unit_of(scaled(z[2 * i]), scaled(z[2 * i + 1]));
+      put((portion * (Row::pairs / 2) + i) * 32, unit_of(scaled(z[2 * i]), scaled(z[2 * i + 1])));
   });
-  if (row.thread() == 0) call.spectrum_to.row_scales[place.at] = points.scale * out.inverse;
+  return points.scale * out.inverse;
+}
+
+template <class Row>
+__global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
+    half_points_spectrum_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
+  extern __shared__ uint4 shared[];
+  const PlaceOfRow place(call, blockIdx.x);
+  if (!place.active) return;
+  char* const memory = reinterpret_cast<char*>(shared);
+  Row row(memory, int(threadIdx.x) / 32, int(threadIdx.x) % 32);
+  uint4* const units = spectrum_of<Row>(call.spectrum_to, place.at, row.lane());
+  const float scale =
+      put_spectrum(row, StoredRoots{call.roots, row.lane()}, call, call.points_from, call.run_shift, place.transform,
+                   place.at, place.channel, memory, [&](int unit, uint4 spectrum) { units[unit] = spectrum; });
+  if (row.thread() == 0) call.spectrum_to.row_scales[place.at] = scale;
 }
 
 /// Points times a kernel's spectrum, or its conjugate. `Correlates`: before that, their product with the conjugate of a
-/// spectrum takes its place in memory.
-template <class Row, bool Correlates>
-__global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
+/// spectrum takes its place in memory. `MakesKernel`: of the kernel there are points too.
+template <class Row, bool Correlates, bool MakesKernel>
+__global__ void __launch_bounds__(Row::threads,
+                                  MakesKernel ? Row::blocks_per_multiprocessor - 1 : Row::blocks_per_multiprocessor)
     half_points_product_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
   extern __shared__ uint4 shared[];
-  char* const memory = reinterpret_cast<char*>(shared);
   const PlaceOfRow place(call, blockIdx.x);
   if (!place.active) return;
+  char* const memory = reinterpret_cast<char*>(shared);
   Row row(memory, int(threadIdx.x) / 32, int(threadIdx.x) % 32);
-  const StoredRoots roots{call.roots, row.lane()};
+  const auto roots = [&] { return StoredRoots{arch::made_anew(call.roots), row.lane()}; };
+  const Index of_kernel = place.channel * call.columns + place.column;
+  const uint4* kernel;
+  float kernel_scale = 1;
+  if constexpr (MakesKernel) {
+    uint4* const units = reinterpret_cast<uint4*>(memory + half_points_bytes<Row>) + row.lane();
+    kernel_scale = put_spectrum(row, roots(), call, call.kernel, call.kernel_run_shift, place.channel, of_kernel,
+                                place.channel, memory, [&](int unit, uint4 spectrum) { units[unit] = spectrum; });
+    kernel = units;
+  } else {
+    kernel = call.kernel.present() ? spectrum_of<Row>(call.kernel, of_kernel, row.lane()) : nullptr;
+    if (kernel) kernel_scale = call.kernel.row_scales[of_kernel];
+  }
   float scale;
+  const StoredRoots now = roots();
   {
-    const PartForward<true> part(roots);
     const HalfPoints<Row> points(row, call.points_from.points + place.at * Row::points,
                                  call.points_from.run_scale(place.transform, 0, Row::points), call.run_shift, memory);
     scale = points.scale;
-    row.forward(part, points);
+    row.forward(PartForward<true>(now), points);
   }
   uint4* const correlated = Correlates ? spectrum_of<Row>(call.correlate, place.at, row.lane()) : nullptr;
-  const Index of_kernel = place.channel * call.columns + place.column;
-  const uint4* const kernel = call.kernel.present() ? spectrum_of<Row>(call.kernel, of_kernel, row.lane()) : nullptr;
   const std::uint32_t sign = call.conjugate ? 0x80008000u : 0u;
-  row.template middle<true, true>(roots, [&](int portion, ComplexPair(&z)[Row::pairs]) {
+  row.template middle<true, true>(now, [&](int portion, ComplexPair(&z)[Row::pairs]) {
 #pragma unroll
     for (int i = 0; i < Row::pairs / 2; ++i) {
       const int at = (portion * (Row::pairs / 2) + i) * 32;
@@ -155,9 +175,9 @@ __global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
       if constexpr (Correlates) {
         take_unit(correlated[at], first, second);
         correlated[at] = unit_of(times_conjugate(z[2 * i], first), times_conjugate(z[2 * i + 1], second));
-        if (!kernel) continue;
+        if (!MakesKernel && !kernel) continue;
       }
-      uint4 unit = __ldg(kernel + at);
+      uint4 unit = kernel[at];
       unit.y ^= sign, unit.w ^= sign;
       take_unit(unit, first, second);
       z[2 * i] = z[2 * i] * first, z[2 * i + 1] = z[2 * i + 1] * second;
@@ -165,9 +185,9 @@ __global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
   });
   if constexpr (Correlates) {
     if (row.thread() == 0) call.correlate.row_scales[place.at] *= scale * float(Row::normalisation);
-    if (!kernel) return;
+    if (!MakesKernel && !kernel) return;
   }
-  put_points(row, roots, call.points_to, place.at, 1, scale * call.kernel.row_scales[of_kernel], memory);
+  put_points(row, now, call.points_to, place.at, 1, scale * kernel_scale, memory);
 }
 
 /// The sum of the spectra of all sequences of a channel, in their order, to points.
@@ -226,6 +246,9 @@ auto with_half_points_row(int points, const F& f) {
   return points == Short::points ? f(static_cast<Short*>(nullptr)) : f(static_cast<Long*>(nullptr));
 }
 
+/// Whether rows of so many points may be multiplied by a kernel that is given as points. Longer ones take too much memory.
+constexpr bool makes_kernel(int row_points) { return row_points <= 8192; }
+
 inline Index half_points_root_bytes(int row_points) {
   return with_half_points_row(row_points, []<class Row>(Row*) { return Index(512) * Row::roots; });
 }
@@ -243,16 +266,24 @@ inline Status prepare_half_points(uint4* roots, int row_points, cudaStream_t str
 /// As for rows in float: points to points or spectra.
 inline Status transform_rows(const FloatRowsCall<__half2>& call, int row_points, cudaStream_t stream) {
   return with_half_points_row(row_points, [&]<class Row>(Row*) {
-    const auto queue = [&](auto* kernel) {
-      return launch(kernel, dim3(unsigned(call.rows())), Row::threads, half_points_bytes<Row>, stream, call);
+    const auto queue = [&](auto* kernel, int more_bytes = 0) {
+      return launch(kernel, dim3(unsigned(call.rows())), Row::threads, half_points_bytes<Row> + more_bytes, stream,
+                    call);
     };
     if (call.rows() == 0) return Status{};
     if (call.rows() >= Index(1) << 31)
       return Status{Code::unsupported, "too many rows for one call on the GPU; call with fewer sequences"};
     if (call.sum_from.present()) return queue(half_points_sum_kernel<Row>);
     if (call.spectrum_to.present()) return queue(half_points_spectrum_kernel<Row>);
-    if (call.correlate.present()) return queue(half_points_product_kernel<Row, true>);
-    return queue(half_points_product_kernel<Row, false>);
+    if (call.kernel.present() && call.kernel_run_shift > 0) {
+      if constexpr (makes_kernel(Row::points)) {
+        constexpr int bytes = 16 * spectrum_units<Row>;
+        if (call.correlate.present()) return queue(half_points_product_kernel<Row, true, true>, bytes);
+        return queue(half_points_product_kernel<Row, false, true>, bytes);
+      }
+    }
+    if (call.correlate.present()) return queue(half_points_product_kernel<Row, true, false>);
+    return queue(half_points_product_kernel<Row, false, false>);
   });
 }
 
