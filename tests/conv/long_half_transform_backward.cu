@@ -9,7 +9,7 @@ constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithme
 
 inline std::vector<LongCase> half_transform_gradients() {
   std::vector<LongCase> cases;
-  for (Index tokens : {1, 255, 257, 513, 700, 1024, 1025, 2047, 2049, 3073, 4097, 6145, 8193, 12289}) {
+  for (Index tokens : {1, 255, 257, 513, 700, 1024, 1025, 1537, 2047, 2049, 3073, 4097, 6145, 8193, 12289}) {
     const Index channels = tokens > 4096 ? 1 : 3;
     cases.push_back({.batch = tokens > 2048 ? Index(2) : Index(5),
                      .tokens = tokens,

@@ -4,9 +4,9 @@
 
 namespace chela::cuda::arch {
 
-/// Waits until the kernel before this one in the stream has ended and what it wrote can be read. Every thread of a kernel
-/// that is launched early calls it, since later kernels take its end for that of all before it. Constants read after it are
-/// read through a pointer that is `made_anew` after it: the compiler moves reads of constants.
+/// Waits until the kernel before this one in the stream has ended and what it wrote can be read. Every kernel that is
+/// launched early calls it, since later ones take its end for that of all before it. What that kernel wrote and is read as
+/// a constant (__ldg) is read through a pointer `made_anew` after it: the compiler moves such reads.
 __device__ inline void wait_for_last_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

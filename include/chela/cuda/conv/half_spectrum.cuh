@@ -81,7 +81,6 @@ __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block,
                                   Row::warps == 1 ? 2 : Row::blocks_per_multiprocessor)
     half_spectrum_kernel(const __grid_constant__ HalfSpectrumCall call) {
   extern __shared__ uint4 shared[];
-  arch::let_next_kernel_start();
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), spectrum_row_bytes<Row, TwoSided>);
   if (place.row >= call.channels) return;
   const int channel = place.row, lane = int(threadIdx.x) % 32;

@@ -6,8 +6,8 @@
 // to 0.0012 of their root mean square, plus their own rounding (0.0017 in bf16; measured on one H100). That error is one
 // of the whole row: outputs much smaller than those are have it too, before a burst of large inputs as well as after.
 //
-// There are transforms of 256 R points for R = 1, 2, 3, 4, 6 and 8 and for 12 and 16 times 1, 2 and 4, and 12288 points
-// as 16 times 3; a row takes the next one, which costs up to 1.5 times the points.
+// There are transforms of 256 R points for R = 1 to 8 and for 12 and 16 times 1, 2 and 4, and 12288 points as 16 times 3;
+// a row takes the next one, which has up to a third more points from 768 tokens on and up to half more from 2048 on.
 //
 // Where tokens are neighbours in memory, [B,D,T], rows are read and written where they are. Of [B,T,D] data a block turns
 // eight neighbouring channels up to 8192 tokens; longer rows, states and gradients go through copies in the workspace.
@@ -25,8 +25,9 @@ namespace chela::cuda::detail {
 
 template <class... Rows>
 struct HalfRowList {};
-using HalfRows = HalfRowList<WarpRow<1>, WarpRow<2>, WarpRow<3>, WarpRow<4>, WarpRow<6>, WarpRow<8>, BlockRow<12, 1>,
-                             BlockRow<16, 1>, BlockRow<12, 2>, BlockRow<16, 2>, BlockRow<16, 3>, BlockRow<16, 4>>;
+using HalfRows =
+    HalfRowList<WarpRow<1>, WarpRow<2>, WarpRow<3>, WarpRow<4>, WarpRow<5>, WarpRow<6>, WarpRow<7>, WarpRow<8>,
+                BlockRow<12, 1>, BlockRow<16, 1>, BlockRow<12, 2>, BlockRow<16, 2>, BlockRow<16, 3>, BlockRow<16, 4>>;
 inline constexpr Index most_half_points = BlockRow<16, 4>::points;
 
 /// Calls f with the null pointer of the shortest row that has so many points.
