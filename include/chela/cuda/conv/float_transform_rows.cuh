@@ -1,6 +1,8 @@
 #pragma once
 // Transforms of rows that a thread block holds, and what is done between forward and inverse: the kernel that every use
 // of the transform goes through.
+#include <concepts>
+
 #include "chela/cuda/conv/float_transform_ends.cuh"
 #include "chela/cuda/conv/float_transform_points.cuh"
 #include "chela/cuda/conv/float_transform_size.cuh"
@@ -144,7 +146,8 @@ __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
   }
 }
 
-inline Status transform_rows(const FloatRowsCall<float2>& call, int points, cudaStream_t stream) {
+template <std::same_as<float2> Stored>
+Status transform_rows(const FloatRowsCall<Stored>& call, int points, cudaStream_t stream) {
   return with_row_size(points, [&]<class S>(S) {
     const Index blocks = ceil_div(call.rows(), S::rows);
     if (blocks == 0) return Status{};

@@ -4,6 +4,8 @@
 // one of tokens, with imaginary parts (half_parts.cuh): columns turn what they hand over to be modulo x^N - i.
 //
 // Rows are scaled by powers of two to less than 2: no point of a spectrum is larger than 2 sqrt(2) 16384 < 65504.
+#include <concepts>
+
 #include "chela/cuda/conv/float_transform_rows.cuh"
 #include "chela/cuda/conv/half_spectrum.cuh"
 
@@ -254,7 +256,8 @@ inline Index half_points_root_bytes(int row_points) {
 }
 
 /// Writes the constants that the rows need.
-inline Status prepare_half_points(uint4* roots, int row_points, cudaStream_t stream) {
+template <std::same_as<uint4> Units>
+Status prepare_half_points(Units* roots, int row_points, cudaStream_t stream) {
   return with_half_points_row(row_points, [&]<class Row>(Row*) {
     HalfSpectrumView view;
     view.roots = roots;
@@ -264,7 +267,8 @@ inline Status prepare_half_points(uint4* roots, int row_points, cudaStream_t str
 }
 
 /// As for rows in float: points to points or spectra.
-inline Status transform_rows(const FloatRowsCall<__half2>& call, int row_points, cudaStream_t stream) {
+template <std::same_as<__half2> Stored>
+Status transform_rows(const FloatRowsCall<Stored>& call, int row_points, cudaStream_t stream) {
   return with_half_points_row(row_points, [&]<class Row>(Row*) {
     const auto queue = [&](auto* kernel, int more_bytes = 0) {
       return launch(kernel, dim3(unsigned(call.rows())), Row::threads, half_points_bytes<Row> + more_bytes, stream,
