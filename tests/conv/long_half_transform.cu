@@ -61,7 +61,7 @@ inline std::vector<LongCase> half_transform_kernels() {
 /// Channels that lie next to each other, in eights.
 inline std::vector<LongCase> half_transform_tiles() {
   std::vector<LongCase> cases;
-  for (Index tokens : {1, 2, 255, 256, 257, 511, 700, 1023, 1025, 1280, 1537, 2048, 2049, 3073, 4097, 6145})
+  for (Index tokens : {1, 2, 255, 256, 257, 511, 700, 1023, 1025, 1280, 1537, 2048, 2049, 3073, 4097, 6145, 8201, 9003})
     cases.push_back({.batch = tokens > 2048 ? Index(1) : Index(2),
                      .tokens = tokens,
                      .channels = tokens > 2048 ? 8 : 16,

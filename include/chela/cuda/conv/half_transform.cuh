@@ -97,14 +97,6 @@ TokenRows<T> token_rows(TensorView<T, 3> x) {
           aligned_to(8), reads_runs<Row> && x.extents[1] % run == 0 && aligned_to(run)};
 }
 
-/// Whether units of 16 bytes hold eight neighbouring channels of a token.
-template <class T>
-bool has_channel_units(TensorView<T, 3> x) {
-  bool fits = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.strides[2] == 1 && x.extents[2] % 8 == 0;
-  for (int axis : {0, 1}) fits = fits && (x.extents[axis] == 1 || x.strides[axis] % 8 == 0);
-  return fits;
-}
-
 /// What a block of the current device may have, or 0 if there is none.
 inline int most_shared_bytes() {
   Device device;
