@@ -10,7 +10,7 @@ constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithme
 /// Both sides of every size of a transform.
 inline std::vector<LongCase> half_transform_sizes() {
   std::vector<LongCase> cases;
-  for (Index points : {256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384})
+  for (Index points : {256, 512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192, 12288, 16384})
     for (Index tokens : {points - 1, points, points + 1}) {
       if (tokens > 16384) continue;
       const Index channels = tokens > 4096 ? 1 : tokens > 1024 ? 2 : 5;
@@ -61,7 +61,7 @@ inline std::vector<LongCase> half_transform_kernels() {
 /// Channels that lie next to each other, in eights.
 inline std::vector<LongCase> half_transform_tiles() {
   std::vector<LongCase> cases;
-  for (Index tokens : {1, 2, 255, 256, 257, 511, 700, 1023, 1025, 1537, 2048, 2049, 3073, 4097, 6145})
+  for (Index tokens : {1, 2, 255, 256, 257, 511, 700, 1023, 1025, 1280, 1537, 2048, 2049, 3073, 4097, 6145, 8201, 9003})
     cases.push_back({.batch = tokens > 2048 ? Index(1) : Index(2),
                      .tokens = tokens,
                      .channels = tokens > 2048 ? 8 : 16,

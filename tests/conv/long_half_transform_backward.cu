@@ -9,7 +9,7 @@ constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithme
 
 inline std::vector<LongCase> half_transform_gradients() {
   std::vector<LongCase> cases;
-  for (Index tokens : {1, 255, 257, 513, 700, 1024, 1025, 2047, 2049, 3073, 4097, 6145, 8193, 12289}) {
+  for (Index tokens : {1, 255, 257, 513, 700, 1024, 1025, 1537, 2047, 2049, 3073, 4097, 6145, 8193, 12289}) {
     const Index channels = tokens > 4096 ? 1 : 3;
     cases.push_back({.batch = tokens > 2048 ? Index(2) : Index(5),
                      .tokens = tokens,
@@ -18,12 +18,14 @@ inline std::vector<LongCase> half_transform_gradients() {
                      .skip = true,
                      .layout = Layout::tokens_last});
   }
+  for (Index tokens : {1, 8, 255, 700})
+    cases.push_back({.batch = 2, .tokens = tokens, .channels = tokens == 255 ? 72 : 16, .taps = tokens});
   cases.push_back({.batch = 40, .tokens = 100, .channels = 3, .taps = 100, .layout = Layout::tokens_last});
   for (Layout layout : {Layout::tokens_last, Layout::channels_last}) {
     cases.push_back({.batch = 19, .tokens = 300, .channels = 70, .taps = 280, .back_taps = 299, .layout = layout});
     cases.push_back({.batch = 9, .tokens = 2100, .channels = 2, .taps = 17, .back_taps = 2000, .layout = layout});
     for (Index tokens : {1, 130, 700, 2100})
-      for (Index taps : {100, 200, 1024, 4097})
+      for (Index taps : {2, 200, 1024, 4097})
         for (Index back_taps : {0, 50})
           cases.push_back({.batch = 1,
                            .tokens = tokens,

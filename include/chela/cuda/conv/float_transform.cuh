@@ -7,10 +7,12 @@
 //   grad_k  = inverse(sum_b G conj X)            the sum in the order of the batch
 //
 // Rows of float that are contiguous and fit a thread block take one kernel. Others pass through memory as points, a
-// group of channels at a time. See cuda/conv/float_transform_rows.cuh for the kernel all share.
+// group of channels at a time. See cuda/conv/float_transform_rows.cuh for the kernel all share. Of 16-bit data the rows
+// of transforms that take columns are in half precision, unless a policy asks for the accumulator's arithmetic.
 #include "chela/cuda/conv/float_transform_columns.cuh"
 #include "chela/cuda/conv/float_transform_plan.cuh"
 #include "chela/cuda/conv/float_transform_rows.cuh"
+#include "chela/cuda/conv/half_points.cuh"
 #include "chela/cuda/workspace.cuh"
 
 namespace chela::cuda::detail {
@@ -22,7 +24,16 @@ struct FloatTransformLaunch {
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
   cudaStream_t stream = nullptr;
+  uint4* roots = nullptr;    ///< of rows in half precision
+  int kernel_run_shift = 0;  ///< as in the rows' call
   static constexpr int channel_lanes = 8;
+  static constexpr bool halves = StoredPoints<Stored>::scaled;
+
+  /// What the way back multiplies by.
+  static Index normalisation(const FloatTransformPart& part) { return halves ? part.columns : part.points(); }
+  static Index root_bytes(const FloatTransformPart& part) {
+    return halves ? half_points_root_bytes(part.row_points) : 0;
+  }
 
   static Index bytes(const FloatTransformPart& part, Index transforms) {
     return StoredPoints<Stored>::bytes(transforms, part.columns, part.row_points);
@@ -35,6 +46,7 @@ struct FloatTransformLaunch {
     call.sequences = sequences, call.places = sequences.places();
     call.first_channel = first_channel, call.channels = channels;
     call.columns = part.columns, call.column_nodes = part.column_nodes();
+    call.roots = roots, call.kernel_run_shift = kernel_run_shift;
     return call;
   }
   Status run(const FloatRowsCall<Stored>& call) const { return transform_rows(call, part.row_points, stream); }
@@ -44,11 +56,15 @@ struct FloatTransformLaunch {
     const auto& strides = real.ahead.present() ? real.ahead.strides : real.behind.strides;
     return strides[1] != 1 && strides[2] == 1 && channels >= channel_lanes ? channel_lanes : 1;
   }
+  /// Neighbouring points that share a scale are 2^run_shift.
+  template <class T>
+  int run_shift(const RealRows<T>& real) const {
+    return lanes_for(real) == 1 ? 5 : 2;
+  }
   template <class T>
   Status run_columns(const RealRows<T>& real, const StoredPoints<Stored>& points, Index places) const {
-    const FloatColumnsCall<T, Stored> call{real,           points, sequences,       first_channel,
-                                           channels,       places, part.row_points, row_threads(part.row_points),
-                                           lanes_for(real)};
+    const FloatColumnsCall<T, Stored> call{real,     points, sequences,       first_channel,
+                                           channels, places, part.row_points, lanes_for(real)};
     return transform_columns<OneColumn>(call, part.columns, stream);
   }
 
@@ -57,14 +73,14 @@ struct FloatTransformLaunch {
   template <class T>
   Status through(const RealRows<const T>& from, FloatRowsCall<Stored> call, const RealRows<T>& to, bool one_kernel,
                  const StoredPoints<Stored>& points) const {
-    if constexpr (std::same_as<T, float> && !StoredPoints<Stored>::scaled) {
+    if constexpr (std::same_as<T, float> && !halves) {
       if (one_kernel) {
         call.from = from, call.to = to;
         return run(call);
       }
     }
     if (Status s = run_columns(from, points, sequences.places()); !s.ok()) return s;
-    call.points_from = points, call.run_shift = lanes_for(from) == 1 ? 5 : 2;
+    call.points_from = points, call.run_shift = run_shift(from);
     if (!call.spectrum_to.present() && !call.discard) call.points_to = points;
     if (Status s = run(call); !s.ok() || !call.points_to.present()) return s;
     return run_columns(to, points, sequences.places());
@@ -91,8 +107,9 @@ RealRows<W> tap_rows(const FloatTransformPart& part, TensorView<W, 2> taps, Tens
   return rows;
 }
 
-/// A strategy as in cuda/conv/long_strategy.cuh.
-template <class T>
+/// A strategy as in cuda/conv/long_strategy.cuh. ColumnPoints: how points lie in memory that pass through it twice,
+/// with what follows for their rows.
+template <class T, class ColumnPoints>
 struct FloatTransformLongConv {
   template <class Args>
   static FloatTransformPlan plan_of(const Args& a) {
@@ -120,9 +137,14 @@ struct FloatTransformLongConv {
       const auto taps = launch.for_taps();
       const auto spectrum = taps.in(memory);
       RealRows<const float> rows = tap_rows(taps.part, a.taps, a.back_taps);
-      rows.factor = 1.0f / float(taps.part.points());
+      rows.factor = 1.0f / float(taps.normalisation(taps.part));
       auto call = taps.rows();
       call.spectrum_to = spectrum;
+      if constexpr (taps.halves) {
+        if (Status s = prepare_half_points(taps.roots, taps.part.row_points, stream); !s.ok()) return s;
+        if (taps.kernel_run_shift > 0) return taps.run_columns(rows, spectrum, 1);
+        call.skip = a.skip;
+      }
       return taps.through(rows, call, RealRows<float>{}, taps.part.columns == 1, spectrum);
     });
   }
@@ -203,13 +225,12 @@ struct FloatTransformLongConv {
     return (wants_kernel(a) ? 1 : 0) + (gradients_in_one_kernel(part, a) ? 0 : 1);
   }
 
-  /// Calls f(FloatTransformLaunch<Stored>) with how points of this part lie in memory: what 16-bit data are worth, in
-  /// 16 bits, when it passes through memory twice.
+  /// Calls f(FloatTransformLaunch<Stored>) with how points of this part lie in memory.
   template <class F>
   static auto with_stored(const FloatTransformPart& part, const F& f) {
-    if constexpr (HalfElement<T>)
-      if (part.columns > 1) return f(FloatTransformLaunch<__half2, false>{});
-    return f(FloatTransformLaunch<float2, HalfElement<T>>{});
+    if constexpr (StoredPoints<ColumnPoints>::scaled)
+      if (part.columns > 1) return f(FloatTransformLaunch<ColumnPoints, false>{});
+    return f(FloatTransformLaunch<float2, StoredPoints<ColumnPoints>::scaled>{});
   }
   static Index bytes_of(const FloatTransformPart& part, Index transforms) {
     return with_stored(part, [&](const auto& launch) { return launch.bytes(part, transforms); });
@@ -218,7 +239,8 @@ struct FloatTransformLongConv {
     return {s.sequences, part.more_than, part.at_most};
   }
   static Index kernel_bytes_of(const FloatTransformPart& part, Index channels) {
-    return round_up(bytes_of(part, channels), 16);
+    return with_stored(part,
+                       [&](const auto& launch) { return launch.bytes(part, channels) + launch.root_bytes(part); });
   }
 
   template <class Args, class Copies>
@@ -245,6 +267,10 @@ struct FloatTransformLongConv {
       const Status status = with_stored(part, [&](auto launch) {
         launch.part = part, launch.sequences = served(part, s);
         launch.channels = s.channels, launch.stream = stream;
+        launch.roots = reinterpret_cast<uint4*>(memory + launch.bytes(part, s.channels));
+        // A kernel that each row meets once is transformed with it rather than read and written once more.
+        if (launch.halves && makes_kernel(part.row_points) && launch.sequences.places() == 1)
+          launch.kernel_run_shift = launch.run_shift(tap_rows(part, a.taps, a.back_taps));
         return f(launch, static_cast<void*>(memory));
       });
       if (!status.ok()) return status;
@@ -273,7 +299,7 @@ struct FloatTransformLongConv {
                                     const LongConvBackwardArgs<T>& a, const StoredPoints<Stored>& correlations,
                                     bool add) {
     RealRows<float> to = tap_rows(launch.part, a.grad_taps, a.grad_back_taps);
-    to.first = a.grad_skip, to.factor = 1.0f / float(launch.part.points()), to.add = add;
+    to.first = a.grad_skip, to.factor = 1.0f / float(launch.normalisation(launch.part)), to.add = add;
     FloatRowsCall<Stored> call = launch.rows();
     call.sum_from = correlations;
     if (launch.part.columns == 1) {
@@ -283,6 +309,16 @@ struct FloatTransformLongConv {
     call.points_to = correlations;
     if (Status s = launch.run(call); !s.ok()) return s;
     return launch.for_taps().run_columns(to, correlations, launch.sequences.places());
+  }
+};
+
+/// The same where all that it does is in columns, with rows in half precision.
+template <HalfElement T>
+struct HalfColumnsLongConv : FloatTransformLongConv<T, __half2> {
+  template <class Args>
+  static bool serves(const LongConvPolicy& policy, const Args& a) {
+    using All = FloatTransformLongConv<T, __half2>;
+    return All::serves(policy, a) && !a.cu_seqlens.present() && All::plan_of(a).parts[0].columns > 1;
   }
 };
 

@@ -2,6 +2,10 @@
 // The outermost pass of transforms longer than a thread block's rows, through memory: one thread computes a tree (or
 // three) over points that lie a whole row apart. With a single column it is a conversion: from tensors of any strides
 // and element type to points, and back.
+//
+// Rows in float are transformed modulo x^M - exp(2 pi i th) with their column's th. Rows in half precision are all
+// alike, modulo u^M - i with x = exp(2 pi i (th - 1/4) / M) u: their points are turned on the way there, and come back
+// as those of the ordinary inverse transform turned by exp(-i pi j / 2M) and divided by M.
 #include <concepts>
 
 #include "chela/cuda/conv/float_transform_ends.cuh"
@@ -17,8 +21,8 @@ struct FloatColumnsCall {
   StoredPoints<Stored> points = {};
   ServedSequences sequences = {};
   Index first_channel = 0, channels = 0;
-  Index places = 1;                     ///< of sequences, in the points
-  int row_points = 0, row_threads = 0;  ///< row_threads: of the row kernel, whose warps share scales
+  Index places = 1;  ///< of sequences, in the points
+  int row_points = 0;
   int channel_lanes = 1;  ///< neighbouring threads that have neighbouring channels, so that they meet whole sectors
 
   CHELA_HOST_DEVICE constexpr Index groups() const { return ceil_div(channels, channel_lanes); }
@@ -28,6 +32,13 @@ inline constexpr int column_threads = 128;
 
 /// Columns of points that a thread computes one after the other, so that finding them costs little.
 CHELA_HOST_DEVICE constexpr int column_steps(int columns) { return columns == 1 ? 8 : 1; }
+
+/// th - 1/4 of column E of so many.
+template <int E, int Columns>
+CHELA_HOST_DEVICE constexpr float column_turn() {
+  constexpr int odd = Columns % 3 == 0 ? 3 : 1, tree = Columns / odd;
+  return ((0.25f + E / tree) / odd + reversed_bits(E % tree, log2_of(tree))) / tree - 0.25f;
+}
 
 /// Rows to points if T is const, points to rows otherwise.
 template <int Columns, class T, class Stored>
@@ -58,7 +69,14 @@ __global__ void __launch_bounds__(column_threads)
       forward_root<odd, tree>(x);
       HalfScale scale{1, 1};
       if constexpr (StoredPoints<Stored>::scaled) {
+        const float place = 6.283185307f * (float(j) / float(n));
         float largest = 0;
+        for_each_constant<Columns>([&](auto e) {
+          constexpr float turn = column_turn<e, Columns>();
+          float2 root;
+          __sincosf(place * turn, &root.y, &root.x);
+          x[e] = times(x[e], root);
+        });
         for_each_constant<Columns>([&](auto e) { largest = larger(largest, x[e]); });
         scale = HalfScale::of(largest, lanes);
         if (active && int(threadIdx.x) % 32 < lanes) *call.points.run_scale(transform, j * lanes / 32, n) = scale.up;
@@ -67,15 +85,14 @@ __global__ void __launch_bounds__(column_threads)
       for_each_constant<Columns>([&](auto e) { *point = stored<Stored>(x[e], scale.down), point += n; });
     } else {
       if (!active) continue;
-      const float* scales = call.points.row_scale(transform * Columns, j % max(call.row_threads, 32), n);
       for_each_constant<Columns>([&](auto e) {
         float up = 1;
-        if constexpr (StoredPoints<Stored>::scaled) up = *scales, scales += n / 32;
+        if constexpr (StoredPoints<Stored>::scaled) up = call.points.row_scales[transform * Columns + e];
         x[e] = unstored(*point, up), point += n;
       });
       const float place = float(j) / float(n);
       inverse_root<odd, tree>(x, place);
-      row.store(x, j, n, place);
+      row.store(x, j, n, place * (StoredPoints<Stored>::scaled ? 0.5f - 0.5f / Columns : -0.5f / Columns));
     }
   }
 }

@@ -76,11 +76,11 @@ struct RealRow {
     });
   }
 
-  /// The points after the inverse passes, which are turned by exp(-i pi n / 2N) on their way. N is E times spacing,
-  /// and `place` is n / spacing.
+  /// The points n + e spacing after the inverse passes, which are turned by exp(i pi (turn - e / 2E)) on their way: by
+  /// exp(-i pi n / 2N), N being E times spacing, and the rest that `turn` has.
   template <int E>
-  __device__ void store(const float2 (&x)[E], int n, int spacing, float place) const {
-    float2 base = turn_of(place * (-0.5f / E));
+  __device__ void store(const float2 (&x)[E], int n, int spacing, float turn) const {
+    float2 base = turn_of(turn);
     base.x *= factor, base.y *= factor;
     if (ahead && !add && !first && !behind) {
       T* to = ahead + n * step;

@@ -74,17 +74,6 @@ auto with_row_size(int points, F f) {
   }
 }
 
-/// The same for the rows of transforms of several columns.
-template <class F>
-auto with_column_row_size(int points, F f) {
-  return points == 8192 ? f(RowSize<8192, 32, 16, 16>{}) : f(RowSize<16384, 32, 32, 16>{});
-}
-
-/// Threads of a row of so many points.
-inline int row_threads(int points) {
-  return with_row_size(points, []<class S>(S) { return S::threads; });
-}
-
 /// What thread `t` of a row computes in each pass.
 template <class S>
 struct RowThread {

@@ -29,7 +29,7 @@ class BlockRow {
   static constexpr int portions = 16, pairs = 4 * Q;
   static constexpr int work_bytes = 16384 * Q + 16 * warps;
   static constexpr int across_re = part_roots, across_im = across_re + 1, across_minus_im = across_re + 2;
-  static constexpr int turns = across_re + 3, shared_roots = turns, roots = turns + 32 * Q;
+  static constexpr int turns = across_re + 3, roots = turns + 32 * Q;
   static constexpr int normalisation = C * Q;
   static constexpr int tiles_at_once = Q == 1 ? 2 : 1;  ///< of the middle, in registers
   static constexpr int blocks_per_multiprocessor = (Q == 1 ? 20 : Q == 2 ? 16 : 12) / warps;

@@ -1,6 +1,7 @@
 #pragma once
 // Spectra of long kernels in 16 bits, and what all kernels of the transform share: the place of a row in the grid, and
-// its constants, which are made together with the spectra.
+// its constants, which are made just before the spectra.
+#include "chela/cuda/arch/dependent_launch.cuh"
 #include "chela/cuda/conv/half_block_row.cuh"
 #include "chela/cuda/conv/half_rows.cuh"
 #include "chela/cuda/conv/half_warp_row.cuh"
@@ -23,17 +24,6 @@ struct HalfSpectrumCall {
   TensorView<const float, 1> skip = {};
   int channels = 0, taps_met = 0, back_taps_met = 0;
   HalfSpectrumView spectrum = {};
-};
-
-/// Constants that the block shares, and others that each thread computes when it asks for them.
-template <class Row>
-struct SharedRoots {
-  static constexpr int shared = Row::shared_roots, bytes = 512 * shared;
-  const uint4* memory;
-  int lane;
-  __device__ uint4 operator()(int which) const {
-    return which < shared ? memory[32 * which + lane] : Row::root(which, lane);
-  }
 };
 
 /// Division of numbers below 2^31 by a number that the host knows.
@@ -69,27 +59,29 @@ struct RowPlace {
   }
 };
 
+inline constexpr int root_threads = 64;
+
 template <class Row, bool TwoSided>
 inline constexpr int spectrum_row_bytes = [] {
   constexpr int staged = (TwoSided ? 2 : 1) * StagedInput<Row::residues>::bytes;
   return staged > Row::work_bytes ? staged : Row::work_bytes;
 }();
 
-/// The spectrum of one channel in a row of the grid, and the constants, shared among all blocks.
+/// The constants of all rows.
+template <class Row>
+__global__ void __launch_bounds__(root_threads) half_roots_kernel(const __grid_constant__ HalfSpectrumView spectrum) {
+  arch::let_next_kernel_start();
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < 32 * Row::roots) spectrum.roots[i] = Row::root(i / 32, i % 32);
+}
+
+/// The spectrum of one channel in a row of the grid. It may start before the constants are there.
 template <class Row, bool TwoSided>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block,
                                   Row::warps == 1 ? 2 : Row::blocks_per_multiprocessor)
     half_spectrum_kernel(const __grid_constant__ HalfSpectrumCall call) {
   extern __shared__ uint4 shared[];
-  for (int i = int(blockIdx.x * blockDim.x + threadIdx.x); i < 32 * Row::roots; i += int(gridDim.x * blockDim.x))
-    call.spectrum.roots[i] = Row::root(i / 32, i % 32);
-  uint4* const constants = shared;
-  for (int i = int(threadIdx.x); i < 32 * SharedRoots<Row>::shared; i += int(blockDim.x))
-    if (i / 32 <= second_minus_im || i / 32 >= part_roots) constants[i] = Row::root(i / 32, i % 32);
-  __syncthreads();
-
-  const RowPlace<Row> place(reinterpret_cast<char*>(shared) + SharedRoots<Row>::bytes,
-                            spectrum_row_bytes<Row, TwoSided>);
+  const RowPlace<Row> place(reinterpret_cast<char*>(shared), spectrum_row_bytes<Row, TwoSided>);
   if (place.row >= call.channels) return;
   const int channel = place.row, lane = int(threadIdx.x) % 32;
   Row row(place.memory, place.warp, lane);
@@ -149,7 +141,8 @@ __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block,
                                              lane);
   row.sync();
 
-  const SharedRoots<Row> roots{constants, lane};
+  arch::wait_for_last_kernel();
+  const StoredRoots roots{arch::made_anew(call.spectrum.roots), lane};
   row.forward(PartForward<TwoSided>(roots), [&](int c, bool imaginary, int q, int k) {
     const RowWords<Row::own>& x = words[TwoSided && imaginary ? 1 : 0];
     return pair_of<__half>(x[4 * k + q][c / 2], x[4 * k + 2 + q][c / 2], c & 1);

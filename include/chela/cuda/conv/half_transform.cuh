@@ -6,8 +6,8 @@
 // to 0.0012 of their root mean square, plus their own rounding (0.0017 in bf16; measured on one H100). That error is one
 // of the whole row: outputs much smaller than those are have it too, before a burst of large inputs as well as after.
 //
-// There are transforms of 256 R points for R = 1, 2, 3, 4, 6 and 8 and for 12 and 16 times 1, 2 and 4, and 12288 points
-// as 16 times 3; a row takes the next one, which costs up to 1.5 times the points.
+// There are transforms of 256 R points for R = 1 to 8 and for 12 and 16 times 1, 2 and 4, and 12288 points as 16 times 3;
+// a row takes the next one, which has up to a third more points from 768 tokens on and up to half more from 2048 on.
 //
 // Where tokens are neighbours in memory, [B,D,T], rows are read and written where they are. Of [B,T,D] data a block turns
 // eight neighbouring channels up to 8192 tokens; longer rows, states and gradients go through copies in the workspace.
@@ -25,8 +25,9 @@ namespace chela::cuda::detail {
 
 template <class... Rows>
 struct HalfRowList {};
-using HalfRows = HalfRowList<WarpRow<1>, WarpRow<2>, WarpRow<3>, WarpRow<4>, WarpRow<6>, WarpRow<8>, BlockRow<12, 1>,
-                             BlockRow<16, 1>, BlockRow<12, 2>, BlockRow<16, 2>, BlockRow<16, 3>, BlockRow<16, 4>>;
+using HalfRows =
+    HalfRowList<WarpRow<1>, WarpRow<2>, WarpRow<3>, WarpRow<4>, WarpRow<5>, WarpRow<6>, WarpRow<7>, WarpRow<8>,
+                BlockRow<12, 1>, BlockRow<16, 1>, BlockRow<12, 2>, BlockRow<16, 2>, BlockRow<16, 3>, BlockRow<16, 4>>;
 inline constexpr Index most_half_points = BlockRow<16, 4>::points;
 
 /// Calls f with the null pointer of the shortest row that has so many points.
@@ -79,25 +80,22 @@ TokenRows<T> token_rows(TensorView<T, 3> x) {
           aligned_to(8), reads_runs<Row> && x.extents[1] % run == 0 && aligned_to(run)};
 }
 
-/// Whether units of 16 bytes hold eight neighbouring channels of a token.
-template <class T>
-bool has_channel_units(TensorView<T, 3> x) {
-  bool fits = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.strides[2] == 1 && x.extents[2] % 8 == 0;
-  for (int axis : {0, 1}) fits = fits && (x.extents[axis] == 1 || x.strides[axis] % 8 == 0);
-  return fits;
-}
-
 /// What a block of the current device may have, or 0 if there is none.
 inline int most_shared_bytes() {
   Device device;
   return current_device(device).ok() ? device.shared_bytes : 0;
 }
 
+template <class Row>
+inline constexpr int row_block_threads = 32 * Row::warps* Row::rows_per_block;
+template <class Row>
+dim3 row_blocks(Index rows) {
+  return dim3(unsigned(ceil_div(rows, Row::rows_per_block)));
+}
 template <class Row, class Kernel, class Call>
-Status launch_rows(Kernel* kernel, Index rows, int bytes_of_row, int bytes_of_block, const Call& call,
-                   cudaStream_t stream) {
-  return launch(kernel, dim3(unsigned(ceil_div(rows, Row::rows_per_block))), 32 * Row::warps * Row::rows_per_block,
-                Row::rows_per_block * bytes_of_row + bytes_of_block, stream, call);
+Status launch_rows(Kernel* kernel, Index rows, int bytes_of_row, const Call& call, cudaStream_t stream) {
+  return launch(kernel, row_blocks<Row>(rows), row_block_threads<Row>, Row::rows_per_block * bytes_of_row, stream,
+                call);
 }
 
 /// A strategy as in cuda/conv/long_strategy.cuh.
@@ -133,9 +131,12 @@ struct HalfTransformLongConv {
                                   int(s.taps),
                                   int(s.back_taps),
                                   half_spectrum_view<Row>(parts, s.channels)};
+      const Status roots = launch(half_roots_kernel<Row>, dim3(unsigned(ceil_div(32 * Row::roots, root_threads))),
+                                  root_threads, 0, stream, call.spectrum);
+      if (!roots.ok()) return roots;
       const auto queue = [&]<bool TwoSided>(std::bool_constant<TwoSided>) {
-        return launch_rows<Row>(half_spectrum_kernel<Row, TwoSided>, s.channels, spectrum_row_bytes<Row, TwoSided>,
-                                SharedRoots<Row>::bytes, call, stream);
+        return launch_early(half_spectrum_kernel<Row, TwoSided>, row_blocks<Row>(s.channels), row_block_threads<Row>,
+                            Row::rows_per_block * spectrum_row_bytes<Row, TwoSided>, stream, call);
       };
       return s.back_taps > 0 ? queue(std::true_type{}) : queue(std::false_type{});
     });
@@ -147,8 +148,7 @@ struct HalfTransformLongConv {
     return with_half_row(HalfRows{}, least_half_points(a), []<class Row>(Row*) {
       constexpr bool gradients = std::same_as<Args, LongConvBackwardArgs<T>>;
       constexpr int bytes_of_row = gradients ? gradient_row_bytes<Row> : convolution_row_bytes<Row>;
-      return std::max(Row::rows_per_block * bytes_of_row,
-                      Row::rows_per_block * spectrum_row_bytes<Row, true> + SharedRoots<Row>::bytes);
+      return Row::rows_per_block * std::max(bytes_of_row, spectrum_row_bytes<Row, true>);
     });
   }
 
@@ -286,14 +286,14 @@ struct HalfTransformLongConv {
   static Status queue_convolution(const HalfConvolutionCall<T, Source>& call, bool history, cudaStream_t stream) {
     const Index rows = Index(call.batch.value()) * call.channels;
     const auto queue = [&](auto kernel) {
-      return launch_rows<Row>(kernel, rows, convolution_row_bytes<Row>, 0, call, stream);
+      return launch_rows<Row>(kernel, rows, convolution_row_bytes<Row>, call, stream);
     };
     if constexpr (std::same_as<Source, StoredTokens>)
       if (history) return queue(half_convolution_kernel<Row, T, Conjugate, true, RowWay::staged, Source>);
     if constexpr (reads_runs<Row>)
       if (call.x.in_runs && call.y.in_runs)
-        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs, Source>, rows, 0, 0,
-                                call, stream);
+        return launch_rows<Row>(half_convolution_kernel<Row, T, Conjugate, false, RowWay::runs, Source>, rows, 0, call,
+                                stream);
     return queue(half_convolution_kernel<Row, T, Conjugate, false, RowWay::staged, Source>);
   }
 
@@ -328,8 +328,8 @@ struct HalfTransformLongConv {
     call.history.rows = a.initial_state, call.history_gradient.rows = a.grad_initial_state;
     call.gradient = {a.grad_taps, a.grad_back_taps, a.grad_skip};
     const auto queue = [&](auto kernel_function) {
-      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)),
-                    32 * Row::warps * Row::rows_per_block, Row::rows_per_block * gradient_row_bytes<Row>, stream, call);
+      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), row_block_threads<Row>,
+                    Row::rows_per_block * gradient_row_bytes<Row>, stream, call);
     };
     const auto queue_form = [&] {
       if (has_rows(a.initial_state) || has_rows(a.grad_initial_state))
@@ -342,7 +342,7 @@ struct HalfTransformLongConv {
     if (Status status = queue_form(); !status.ok() || call.sums_of_channel == 1) return status;
     const HalfGradientSumCall sum{call.sums,     call.skips,           call.spectrum.roots,
                                   call.channels, call.sums_of_channel, call.gradient};
-    return launch_rows<Row>(half_gradient_sum_kernel<Row>, s.channels, convolution_row_bytes<Row>, 0, sum, stream);
+    return launch_rows<Row>(half_gradient_sum_kernel<Row>, s.channels, convolution_row_bytes<Row>, sum, stream);
   }
 };
 

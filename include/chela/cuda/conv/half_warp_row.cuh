@@ -16,7 +16,7 @@ class WarpRow {
   static constexpr int own = R;                             ///< neighbouring residues that a warp loads and stores
   static constexpr int portions = 2, pairs = 2 * R;
   static constexpr int work_bytes = 0;
-  static constexpr int roots = part_roots + 2 * (R - 1), shared_roots = roots;
+  static constexpr int roots = part_roots + 2 * (R - 1);
   static constexpr int normalisation = R;  ///< what the way back multiplies by
   static constexpr int blocks_per_multiprocessor = R <= 2 ? 8 : R <= 4 ? 6 : R <= 6 ? 4 : 3;
 

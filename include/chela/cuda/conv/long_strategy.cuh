@@ -43,11 +43,11 @@ struct LongConvStrategies {};
 template <LongConvPolicy P, class T>
 constexpr auto long_conv_transforms() {
   if constexpr (!HalfElement<T> || P.arithmetic == TransformArithmetic::accumulator)
-    return LongConvStrategies<T, FloatTransformLongConv<T>>{};
+    return LongConvStrategies<T, FloatTransformLongConv<T, float2>>{};
   else if constexpr (P.arithmetic == TransformArithmetic::element)
-    return LongConvStrategies<T, HalfTransformLongConv<T>>{};
+    return LongConvStrategies<T, HalfTransformLongConv<T>, HalfColumnsLongConv<T>>{};
   else
-    return LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T>>{};
+    return LongConvStrategies<T, HalfTransformLongConv<T>, FloatTransformLongConv<T, __half2>>{};
 }
 
 template <LongConvPolicy P, class T, class Args, class F>
