@@ -450,8 +450,6 @@ TEST_CASE("refusals name the argument") {
   const DeviceTensor<float, 5> boundaries(nan_tensor<float>(1, 2, 2, 64, 64));
   args.boundary_states = boundaries;
   refused(args, "boundary_every");
-  args = device.args(), args.last_states = boundaries;
-  refused(args, "last_states");
   const Status s = cuda::linear_attention<in_segments>(device.args(), {}, nullptr);
   CHECK(std::string(s.why).find("workspace") != std::string::npos);
   const Status dims = cuda::linear_attention<LinearPolicy{.instructions = Instructions::warpgroup}>(

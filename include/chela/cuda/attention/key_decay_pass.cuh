@@ -95,7 +95,8 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
   arch::pin(age_column);  // not to be made anew for each block
 
   const int shared = shared_chunk(pass, place), end = place.end_chunk;
-  const bool keeps_boundaries = pass.boundary_states.present();
+  const bool saves = saves_states(pass);
+  if (saves && place.segment == 0) save_state(state_t, pass, place, 0, value, lane);
   RingPosition at, buffer;
   for (int chunk = place.first_chunk; chunk < end; ++chunk) {
     const std::uint32_t v = tiles.values(at.place, group);
@@ -140,7 +141,7 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
     }
     arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
     store_staged_output(args, staged, place, chunk, chunk == shared, group, thread);
-    if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    if (saves) save_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
   }

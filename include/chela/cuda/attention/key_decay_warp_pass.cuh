@@ -149,11 +149,11 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
     const int value = place.value_begin + 16 * warp + lane / 4;
     load_first_state(state_t, pass, place, value, lane);
+    if (saves_states(pass)) save_state(state_t, pass, place, 0, value, lane);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       next_is_here(), turn(chunk);
       step_block<T>(tiles, pass, state_t, chunk, warp, lane);
-      if (pass.boundary_states.present())
-        store_boundary_state(state_t, pass, place, (chunk + 1) * block_tokens, value, lane);
+      if (saves_states(pass)) save_state(state_t, pass, place, (chunk + 1) * block_tokens, value, lane);
     }
     store_last_state(state_t, pass, place, value, lane);
   }

@@ -5,13 +5,14 @@
 // Elements are __nv_bfloat16 or __half; log-decays and states are float. Products are of 16-bit operands summed in
 // float: queries, keys and values as they are, and scores, states and values (with a decay per key: queries and keys)
 // times a decay, rounded to 16 bits. With __half these must stay below 65504; scale multiplies the output, after them.
-// final_state and boundary_states are float throughout.
+// final_state, boundary_states and last_states are float throughout.
 #include <cuda_runtime.h>
 
 #include <cmath>
 
 #include "chela/attention/linear.hpp"
 #include "chela/cuda/attention/key_decay_launch.cuh"
+#include "chela/cuda/attention/last_states.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
 
 namespace chela::cuda {
@@ -44,12 +45,16 @@ Status linear_attention(const LinearAttentionArgs<T, D, R, F>& args, Workspace w
   if (Status s = check_workspace(workspace, plan.workspace_bytes()); !s.ok()) return s;
   const detail::LinearPass pass = detail::make_pass(args, plan, workspace);
   const bool warpgroups = plan.instructions == Instructions::warpgroup;
-  if constexpr (D == DecayKind::per_key)
-    return warpgroups ? detail::launch_key_decay_warpgroups(args, plan, pass, stream)
-                      : detail::launch_key_decay_warps<P>(args, plan, pass, stream);
-  else
-    return warpgroups ? detail::launch_warpgroups(args, plan, pass, stream)
-                      : detail::launch_warps<P>(args, plan, pass, stream);
+  const auto walk = [&] {
+    if constexpr (D == DecayKind::per_key)
+      return warpgroups ? detail::launch_key_decay_warpgroups(args, plan, pass, stream)
+                        : detail::launch_key_decay_warps<P>(args, plan, pass, stream);
+    else
+      return warpgroups ? detail::launch_warpgroups(args, plan, pass, stream)
+                        : detail::launch_warps<P>(args, plan, pass, stream);
+  };
+  if (Status s = walk(); !s.ok()) return s;
+  return detail::launch_last_states<T, detail::DecayOf<D>>({args.k, args.v, pass}, stream);
 }
 
 }  // namespace chela::cuda

@@ -47,8 +47,6 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
   return first_failure(
       require(args.span == Span::causal, Code::unsupported,
               "span must be causal on the GPU; run a causal pass in each direction"),
-      require(!args.last_states.present(), Code::unsupported,
-              "last_states are not kept on the GPU; ask for boundary_states, or call once per token"),
       require(!args.boundary_states.present() || args.boundary_every % chunk_len == 0, Code::bad_value,
               "boundary_every must be a multiple of 64 on the GPU, the tokens of one chunk"),
       require(fits(s.key_dim), Code::unsupported,
@@ -167,6 +165,7 @@ LinearPass make_pass(const LinearAttentionArgs<T, D, R, F>& args, const LinearPl
   pass.state_slots = args.state_slots;
   pass.boundary_states = key_major<F>(args.boundary_states);
   pass.boundary_every = int(std::min<Index>(args.boundary_every, Index(1) << 30));
+  if (args.last_states.extents[1] > 0) pass.last_states = key_major<F>(args.last_states);
   if (plan.staged) {
     const auto states = contiguous(static_cast<float*>(workspace.data), Index(pass.segments), plan.sequences,
                                    s.state_heads(), s.value_dim, s.key_dim);

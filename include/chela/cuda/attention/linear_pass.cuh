@@ -42,6 +42,8 @@ struct LinearPass {
   IndexView state_slots = {};                     ///< [sequence], or absent
   TensorView<float, 5> boundary_states = {};      ///< [sequence, boundary, state_head, key_dim, value_dim], or absent
   int boundary_every = 1;                         ///< tokens from one boundary to the next
+  /// [sequence, n, state_head, key_dim, value_dim], or absent: the states after the last n tokens (last_states.cuh)
+  TensorView<float, 5> last_states = {};
   TensorView<float, 5> segment_states = {};    ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
                                                ///< states at the segments' beginnings
   float* segment_ages = nullptr;               ///< [segment, sequence, state_head], with a decay per key also
@@ -139,23 +141,45 @@ __device__ inline bool writes_states(const LinearPass& pass, const Place& place)
   return place.head % pass.heads.outputs_per_state == 0;
 }
 
+/// Where the states after the last `count` of so many tokens are computed from: the chunk's beginning before them.
+CHELA_HOST_DEVICE constexpr int last_states_origin(int tokens, int count) {
+  const int first = tokens - (count - 1);
+  return first > 0 ? first / chunk_len * chunk_len : 0;
+}
+
+/// After `tokens` tokens, a whole number of chunks: keeps the state where one is wanted. Of the last states only the one
+/// that they begin with, in the place of the first.
+template <int Registers>
+__device__ void save_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int tokens,
+                           int row, int lane) {
+  if (tokens > place.tokens || !writes_states(pass, place)) return;
+  const auto save = [&](TensorView<float, 5> states, Index index) {
+    for_each_state_element<Registers>(state_of(slice(states, place.sequence), index, place.state_head), row, lane,
+                                      [&](int i, float& x) { x = state_t[i]; });
+  };
+  if (pass.boundary_states.present() && tokens > 0 && tokens % pass.boundary_every == 0)
+    save(pass.boundary_states, tokens / pass.boundary_every - 1);
+  if (const int count = int(pass.last_states.extents[1]);
+      count > 1 && tokens == last_states_origin(place.tokens, count))
+    save(pass.last_states, 0);
+}
+/// Whether a pass has to call it.
+__device__ inline bool saves_states(const LinearPass& pass) {
+  return pass.boundary_states.present() || pass.last_states.present();
+}
+
 template <int Registers>
 __device__ void store_last_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int row,
                                  int lane) {
-  if (!pass.final_state.present() || place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
-  const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
-  for_each_state_element<Registers>(state_of(pass.final_state, entry, place.state_head), row, lane,
-                                    [&](int i, float& x) { x = pass.final_factor * state_t[i]; });
-}
-
-/// After `tokens` tokens, a whole number of chunks: the boundary state, where there is one.
-template <int Registers>
-__device__ void store_boundary_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place,
-                                     int tokens, int row, int lane) {
-  if (tokens % pass.boundary_every != 0 || tokens > place.tokens || !writes_states(pass, place)) return;
-  const int boundary = tokens / pass.boundary_every - 1;
-  for_each_state_element<Registers>(state_of(slice(pass.boundary_states, place.sequence), boundary, place.state_head),
-                                    row, lane, [&](int i, float& x) { x = state_t[i]; });
+  if (place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
+  const auto store = [&](TensorView<float, 4> states, Index entry, float factor) {
+    for_each_state_element<Registers>(state_of(states, entry, place.state_head), row, lane,
+                                      [&](int i, float& x) { x = factor * state_t[i]; });
+  };
+  if (pass.final_state.present())
+    store(pass.final_state, pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence,
+          pass.final_factor);
+  if (pass.last_states.present()) store(slice(pass.last_states, place.sequence), pass.last_states.extents[1] - 1, 1);
 }
 
 }  // namespace chela::cuda::detail

@@ -378,6 +378,9 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
   float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
   const int value = place.value_begin + 16 * warp + lane / 4;
   if (has_state) load_first_state(state_t, pass, place, value, lane);
+  if constexpr (!W::reversed) {
+    if (has_state && saves_states(pass)) save_state(state_t, pass, place, 0, value, lane);
+  }
   arch::wait_copies<Stages - 2>();
   __syncthreads();
   scores(0);
@@ -401,7 +404,7 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
       if (pass.sums.anchors) store_anchor(state_t, pass, place, first, value, lane);
     }
     if constexpr (!W::reversed) {
-      if (pass.boundary_states.present()) store_boundary_state(state_t, pass, place, first + Tokens, value, lane);
+      if (saves_states(pass)) save_state(state_t, pass, place, first + Tokens, value, lane);
     }
   }
   __syncthreads();

@@ -207,8 +207,11 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   round_state();
 
   const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
-  const bool keeps_boundaries = pass.boundary_states.present();
+  const bool saves = saves_states(pass);
   const bool sums_rows = W::may_sum && pass.sums.rows;
+  if constexpr (!W::reversed) {
+    if (saves && place.segment == 0) save_state(state_t, pass, place, 0, value, lane);
+  }
   RingPosition at, buffer, staged;
   for (int step = 0; step < count; ++step) {
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
@@ -297,7 +300,7 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       if (pass.sums.anchors) store_anchor(state_t, pass, place, chunk * chunk_len, value, lane);
     }
     if constexpr (!W::reversed) {
-      if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+      if (saves) save_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     }
     at.advance(tiles.stages);
     buffer.advance(2);
