@@ -1,26 +1,15 @@
 // The states after each of the last tokens of linear attention on a GPU.
-#include <doctest/doctest.h>
-
 #include <algorithm>
-#include <string>
 
-#include "attention/linear_policies.cuh"
-#include "chela/cuda/attention/linear.cuh"
-#include "support/attention.hpp"
-#include "support/device.cuh"
-#include "support/tolerance.hpp"
+#include "attention/linear_device.cuh"
 
 namespace chela::test {
 
 using Element = __nv_bfloat16;
 
 template <LinearPolicy P, class Args>
-Status run_on_device(const Args& args) {
-  const Stream stream;
-  const DeviceMemory scratch(cuda::workspace_bytes<P>(args));
-  const Status status = cuda::linear_attention<P>(args, Workspace{scratch.data(), scratch.bytes()}, stream);
-  stream.wait();
-  return status;
+Status call(const Args& args) {
+  return run_on_device<P>(args, Stream());
 }
 
 /// The first tokens of a problem.
@@ -61,9 +50,9 @@ void check_last_states(const Problem<Element, D, RuleKind::additive>& p, Index c
   LinearAttentionArgs<Element, D> args{
       .q = q, .k = k, .v = v, .o = plain, .initial_state = initial, .final_state = plain_final};
   if constexpr (D != DecayKind::none) args.log_decay = log_decay;
-  REQUIRE(run_on_device<P>(args).ok());
+  REQUIRE(call<P>(args).ok());
   args.o = o, args.final_state = final, args.last_states = last;
-  REQUIRE(run_on_device<P>(args).ok());
+  REQUIRE(call<P>(args).ok());
   CHECK(same_bits(o.host(), plain.host()));
   CHECK(same_bits(final.host(), plain_final.host()));
   CHECK(last.guards_intact());
@@ -104,10 +93,6 @@ TEST_CASE_TEMPLATE("any number of last states, of any number of tokens", M, Memb
                                       3);
 }
 
-struct ValueMajor : LinearAttentionForm {
-  static constexpr StateLayout state_layout = StateLayout::value_major;
-};
-
 TEST_CASE_TEMPLATE("last states of packed sequences, value-major, with states in slots and in place", M,
                    Member<DecayKind::none, RuleKind::additive>, Member<DecayKind::per_token, RuleKind::additive>,
                    Member<DecayKind::per_key, RuleKind::additive>) {
@@ -136,7 +121,7 @@ TEST_CASE_TEMPLATE("last states of packed sequences, value-major, with states in
                                                                    .state_slots = device_slots.view(),
                                                                    .last_states = last};
   if constexpr (M::decay != DecayKind::none) args.log_decay = log_decay;
-  REQUIRE(run_on_device<in_order>(args).ok());
+  REQUIRE(call<in_order>(args).ok());
   for (Index i = 0; i < sequences; ++i) {
     auto one = args;
     const auto cut = [&](auto& x) { x = run(x, 1, offsets[i], offsets[i + 1] - offsets[i]); };
@@ -146,7 +131,7 @@ TEST_CASE_TEMPLATE("last states of packed sequences, value-major, with states in
     one.cu_seqlens = {}, one.state_slots = {};
     one.initial_state = run(starts.view(), 0, Index(slots(i)), 1), one.final_state = {};
     one.last_states = run(alone_last.view(), 0, i, 1);
-    REQUIRE(run_on_device<in_order>(one).ok());
+    REQUIRE(call<in_order>(one).ok());
   }
   CHECK(same_bits(o.host(), alone_o.host()));
   CHECK(same_bits(last.host(), alone_last.host()));

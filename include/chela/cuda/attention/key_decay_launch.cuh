@@ -14,7 +14,7 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
   constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(WarpLogSums));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
-    if (Status s = fill_warpgroup_pass<KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
+    if (Status s = fill_warpgroup_pass<InTime, KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
     const LinearPass& p = kernel_args.pass;
     const auto launch_kernel = [&](auto kernel, int bytes, const WarpgroupPass<T>& a, Index heads, int segments) {
       if (bytes + static_bytes > plan.device.shared_bytes)
@@ -42,27 +42,27 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
   });
 }
 
-template <class T, int KeyClass, int ValueWarps, int Stages>
+template <class T, class W, int KeyClass, int ValueWarps, int Stages>
 Status launch_key_decay_warp_pass(WarpPass<T> args, const LinearPlan& plan, cudaStream_t stream) {
   using Tiles = KeyDecayWarpTiles<KeyClass, ValueWarps, Stages>;
   if (Tiles::bytes + int(sizeof(Place) + sizeof(WarpRows<T>)) > plan.device.shared_bytes)
     return {Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
   args.pass.value_tiles = int(ceil_div(plan.shape.value_dim, 16 * ValueWarps));
-  if (plan.staged)
+  if (args.pass.segment_states.present())
     if (Status s = launch_scan<KeyDecay>(args.pass, stream); !s.ok()) return s;
-  return launch(key_decay_warp_pass<T, KeyClass, ValueWarps, Stages>,
+  return launch(key_decay_warp_pass<T, KeyClass, ValueWarps, Stages, W>,
                 dim3(unsigned(plan.sequences * plan.shape.output_heads() * args.pass.value_tiles)), Tiles::threads,
                 Tiles::bytes, stream, args);
 }
 
-template <LinearPolicy P, class T, RuleKind R, class F>
+template <LinearPolicy P, class W, class T, RuleKind R, class F>
 Status launch_key_decay_warps(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
                               const LinearPass& pass, cudaStream_t stream) {
   constexpr int stages = P.instructions == Instructions::warp && P.stages > 0 ? P.stages : 4;
-  const WarpPass<T> kernel_args{args.q, args.k, args.v, args.o, pass};
-  if (plan.shape.key_dim <= 64) return launch_key_decay_warp_pass<T, 64, 4, stages>(kernel_args, plan, stream);
-  if (plan.shape.key_dim <= 128) return launch_key_decay_warp_pass<T, 128, 8, stages>(kernel_args, plan, stream);
-  return launch_key_decay_warp_pass<T, 256, 4, stages>(kernel_args, plan, stream);
+  const WarpPass<T> kernel_args = make_warp_pass<W>(args, pass);
+  if (plan.shape.key_dim <= 64) return launch_key_decay_warp_pass<T, W, 64, 4, stages>(kernel_args, plan, stream);
+  if (plan.shape.key_dim <= 128) return launch_key_decay_warp_pass<T, W, 128, 8, stages>(kernel_args, plan, stream);
+  return launch_key_decay_warp_pass<T, W, 256, 4, stages>(kernel_args, plan, stream);
 }
 
 }  // namespace chela::cuda::detail

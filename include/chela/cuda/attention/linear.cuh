@@ -1,6 +1,6 @@
 #pragma once
-// Linear attention on NVIDIA GPUs: causal, additive rule, any decay (attention/linear.hpp has the equations and the
-// argument struct).
+// Linear attention on NVIDIA GPUs: additive rule, any decay, causal or bidirectional (attention/linear.hpp has the equations
+// and the argument struct).
 //
 // Elements are __nv_bfloat16 or __half; log-decays and states are float. Products are of 16-bit operands summed in
 // float: queries, keys and values as they are, and scores, states and values (with a decay per key: queries and keys)
@@ -14,6 +14,7 @@
 #include "chela/cuda/attention/key_decay_launch.cuh"
 #include "chela/cuda/attention/last_states.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
+#include "chela/cuda/attention/two_way.cuh"
 
 namespace chela::cuda {
 
@@ -44,16 +45,13 @@ Status linear_attention(const LinearAttentionArgs<T, D, R, F>& args, Workspace w
   if (Status s = detail::plan_linear<P>(args, plan); !s.ok()) return s;
   if (Status s = check_workspace(workspace, plan.workspace_bytes()); !s.ok()) return s;
   const detail::LinearPass pass = detail::make_pass(args, plan, workspace);
-  const bool warpgroups = plan.instructions == Instructions::warpgroup;
-  const auto walk = [&] {
-    if constexpr (D == DecayKind::per_key)
-      return warpgroups ? detail::launch_key_decay_warpgroups(args, plan, pass, stream)
-                        : detail::launch_key_decay_warps<P>(args, plan, pass, stream);
-    else
-      return warpgroups ? detail::launch_warpgroups(args, plan, pass, stream)
-                        : detail::launch_warps<P>(args, plan, pass, stream);
-  };
-  if (Status s = walk(); !s.ok()) return s;
+  if constexpr (D == DecayKind::none) {
+    if (plan.reads_total) return detail::launch_total_state(args, plan, pass, stream);
+  }
+  if (Status s = detail::launch_walk<P>(args, plan, pass, stream); !s.ok()) return s;
+  if constexpr (D != DecayKind::none) {
+    if (args.span == Span::bidirectional) return detail::launch_joining_walk<P>(args, plan, pass, stream);
+  }
   return detail::launch_last_states<T, detail::DecayOf<D>>({args.k, args.v, pass}, stream);
 }
 

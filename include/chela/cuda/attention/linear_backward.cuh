@@ -1,5 +1,5 @@
 #pragma once
-// Gradients of linear attention on NVIDIA GPUs: causal, additive rule, decay none, per head or per token
+// Gradients of linear attention on NVIDIA GPUs: causal or bidirectional, additive rule, decay none, per head or per token
 // (attention/linear.hpp has the argument struct, cuda/attention/linear_backward_launch.cuh the method).
 //
 // Elements are __nv_bfloat16 or __half; log-decays, states and their gradients are float. As in the pass of the outputs,
@@ -9,6 +9,7 @@
 
 #include "chela/attention/linear.hpp"
 #include "chela/cuda/attention/linear_backward_launch.cuh"
+#include "chela/cuda/attention/two_way_backward.cuh"
 
 namespace chela::cuda {
 
@@ -16,9 +17,11 @@ namespace chela::cuda {
 /// gradients are wanted, and on whether those of the initial and the final state share memory.
 template <LinearPolicy P = LinearPolicy{}, HalfElement T, DecayKind D, RuleKind R, AttentionForm F>
 std::size_t workspace_bytes(const LinearAttentionBackwardArgs<T, D, R, F>& args) {
-  detail::GradientPlan plan;
-  if (!check(args).ok() || !detail::plan_gradients<P>(args, plan).ok()) return 0;
-  return detail::GradientBuffers<T>(args, plan, nullptr).bytes;
+  if (!check(args).ok()) return 0;
+  if constexpr (detail::has_two_ways<D>) {
+    if (args.span == Span::bidirectional) return detail::two_way_bytes<P>(args);
+  }
+  return detail::direction_bytes<P>(args);
 }
 
 /// Queues the gradients on `stream` and returns. Allocates nothing, waits for nothing, can be captured into a graph. What
@@ -37,17 +40,10 @@ Status linear_attention_backward(const LinearAttentionBackwardArgs<T, D, R, F>& 
   static_assert(takes_inputs_as_given<F>, "the GPU takes log-decays as they are: apply the form's gate before");
   if (Status s = check(args); !s.ok()) return s;
   if (Status s = detail::check_for_gpu(args); !s.ok()) return s;
-  detail::GradientPlan plan;
-  if (Status s = detail::plan_gradients<P>(args, plan); !s.ok()) return s;
-  const detail::GradientBuffers<T> buffers(args, plan, workspace.data);
-  if (Status s = check_workspace(workspace, buffers.bytes); !s.ok()) return s;
-  if (plan.sequences == 0) return detail::launch_sums(args, plan, buffers, stream);
-  const detail::GradientWalks walks(args, plan, buffers);
-  if (Status s = plan.instructions == Instructions::warpgroup ? detail::launch_warpgroup_gradients(plan, walks, stream)
-                                                              : detail::launch_warp_gradients<P>(plan, walks, stream);
-      !s.ok())
-    return s;
-  return detail::launch_sums(args, plan, buffers, stream);
+  if constexpr (detail::has_two_ways<D>) {
+    if (args.span == Span::bidirectional) return detail::launch_two_way<P>(args, workspace, stream);
+  }
+  return detail::launch_direction<P>(args, workspace, stream);
 }
 
 }  // namespace chela::cuda

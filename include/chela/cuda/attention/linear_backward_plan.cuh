@@ -39,11 +39,15 @@ struct GradientPlan {
   int columns_together = 64;  ///< of q and k, whose products are summed by one block for the log-decays' gradient
   Index kept_values = 0;      ///< values of a kept state, with padding
   bool staged_queries = false, staged_back = false;  ///< begin from states that a kernel before put into the workspace
+  bool reads_total = false;                          ///< all tokens of a sequence read one state (total_state.cuh)
+  bool turned = false;  ///< the second direction of a bidirectional span, along reversed views: adds to the first's
 };
 
+/// `turned`: args are along reversed views.
 template <LinearPolicy P, class T, DecayKind D, RuleKind R, class F>
-Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, GradientPlan& plan) {
+Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, GradientPlan& plan, bool turned = false) {
   constexpr LinearPolicy policy = LinearPolicyConstant<P>::value;
+  plan.turned = turned;
   const LinearAttentionShape s = plan.shape = linear_attention_shape(args.q, args.k, args.v);
   plan.sequences = sequences_of(args).size();
   plan.wants_decay = args.grad_log_decay.present();
@@ -52,6 +56,14 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
   plan.keys = args.grad_k.present() || plan.wants_decay;
   plan.values = args.grad_v.present() || args.grad_initial_state.present();
   if (Status status = current_device(plan.device); !status.ok()) return status;
+  if (D == DecayKind::none && args.span == Span::bidirectional) {
+    const auto segments = [&](Index heads) {
+      return total_state_segments(plan.sequences, heads, s, plan.device.multiprocessors, policy);
+    };
+    plan.reads_total = plan.staged_queries = plan.staged_back = true;
+    plan.queries.segments = segments(s.state_heads()), plan.back.segments = segments(s.output_heads());
+    return check_total_state_policy(policy);
+  }
 
   if constexpr (policy.instructions != Instructions::warp) {
     const auto fits = [](Index dim) { return dim == 64 || dim == 128; };
