@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "attention/linear_gradients.cuh"
+#include "attention/device_gradients.cuh"
 
 namespace chela::test {
 

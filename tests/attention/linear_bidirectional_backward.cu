@@ -1,5 +1,5 @@
 // Gradients of linear attention over a bidirectional span on a GPU, bfloat16.
-#include "attention/linear_gradients.cuh"
+#include "attention/device_gradients.cuh"
 
 #define CHELA_MEMBERS                                                                           \
   Member<DecayKind::none, RuleKind::additive>, Member<DecayKind::per_head, RuleKind::additive>, \
@@ -17,7 +17,7 @@ Problem<Element, D, RuleKind::additive> both_ways(const Shape& shape, Gates gate
 }
 
 TEST_CASE_TEMPLATE("gradients both ways of any number of tokens", M, CHELA_MEMBERS) {
-  for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 500}) {
+  for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 130, 500}) {
     check_errors<LinearPolicy{}, in_segments, on_warps>(both_ways<M::decay>(shape_of(tokens, 64, 64, 4)));
     check_errors<LinearPolicy{}, in_order>(both_ways<M::decay>(shape_of(tokens, 128, 128, tokens < 100 ? 4 : 1)));
   }

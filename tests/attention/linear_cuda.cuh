@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "attention/linear_device.cuh"
+#include "attention/device_problem.cuh"
 
 namespace chela::test {
 

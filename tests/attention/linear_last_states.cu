@@ -1,7 +1,7 @@
 // The states after each of the last tokens of linear attention on a GPU.
 #include <algorithm>
 
-#include "attention/linear_device.cuh"
+#include "attention/device_problem.cuh"
 
 namespace chela::test {
 

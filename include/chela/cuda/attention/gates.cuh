@@ -185,6 +185,9 @@ class SharedGates {
   }
   __device__ float2 enter_pair(int token) const { return arch::load_shared_float2(memory_ + 4u * unsigned(token)); }
   __device__ float enter(int token) const { return arch::load_shared_float(memory_ + 4u * unsigned(token)); }
+  __device__ float leave(int token) const {
+    return arch::load_shared_float(memory_ + 4u * unsigned(chunk_len + token));
+  }
   __device__ float2 leave_pair(int token) const {
     return arch::load_shared_float2(memory_ + 4u * unsigned(chunk_len + token));
   }

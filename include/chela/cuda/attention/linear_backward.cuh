@@ -28,6 +28,9 @@ std::size_t workspace_bytes(const LinearAttentionBackwardArgs<T, D, R, F>& args)
 /// linear_attention asks of q, k, v and o goes for their gradients too. cu_seqlens is device memory, read by the kernels
 /// and not checked.
 ///
+/// Over a bidirectional span with a decay the gradients are those of two walks each, of which the second adds to what the
+/// first has rounded; it has warp instructions alone.
+///
 /// The same arguments give the same bits on every run. A decay below 2^-126 is a reset: the gradient of its logarithm is
 /// zero. The gradient of a log-decay per head is a sum over all tokens, accurate relative to its terms' magnitudes: where
 /// they cancel, it is less so.

@@ -15,14 +15,16 @@ Status check_for_gpu(const LinearAttentionBackwardArgs<T, D, R, F>& args) {
       .q = args.q, .k = args.k, .v = args.v, .span = args.span, .cu_seqlens = args.cu_seqlens};
   if (Status s = check_for_gpu(forward); !s.ok()) return s;
   return first_failure(
+      require(D != DecayKind::per_key || args.span == Span::causal, Code::unsupported,
+              "a bidirectional span with a decay per key has no gradients on the GPU; the CPU has them"),
       require(has_aligned_rows(args.grad_o), Code::bad_stride,
-              "grad_o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_o must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_q), Code::bad_stride,
-              "grad_q must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_q must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_k), Code::bad_stride,
-              "grad_k must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_k must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_v), Code::bad_stride,
-              "grad_v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"));
+              "grad_v must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"));
 }
 
 /// What one call will do.

@@ -24,7 +24,7 @@ using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay,
 template <class T>
 constexpr bool has_aligned_rows(TensorView<T, 4> view) {
   for (int axis = 0; axis < 3; ++axis)
-    if (view.extents[axis] > 1 && view.strides[axis] % 8 != 0) return false;
+    if (view.extents[axis] > 1 && view.strides[axis] % Index(16 / sizeof(T)) != 0) return false;
   return unit_last_stride(view) && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
 }
 
@@ -53,13 +53,13 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
       require(fits(s.value_dim), Code::unsupported,
               "value_dim must be a multiple of 16 up to 256 on the GPU; pad v, or give its columns to several heads"),
       require(has_aligned_rows(args.q), Code::bad_stride,
-              "q must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "q must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.k), Code::bad_stride,
-              "k must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "k must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.v), Code::bad_stride,
-              "v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "v must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.o), Code::bad_stride,
-              "o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "o must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_pairs(args.log_decay), Code::bad_stride,
               "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
       require(s.tokens < most_tokens, Code::unsupported,

@@ -5,8 +5,8 @@
 //   O = scale Q S / n,   S = S_0 + K^T V
 //
 // so that there is no order to keep. Blocks sum the products of a segment of the tokens each (sum_products), one kernel adds
-// them up (total_states), and blocks with a share of the queries read the total (read_total). Every tensor moves once, and at
-// the memory's pace: warpgroups would have nothing to gain.
+// them up (total_states), and blocks with a share of the queries read the total (read_total). Every tensor moves once; on an
+// H100 (2026-11-24) at 0.76 of a copy's pace for 4 x 4096 tokens, 32 heads, dims of 128.
 //
 // Gradients are the same with the roles of q, k, v and dO exchanged, but what is divided by n is the sum of products, to
 // which the final state's gradient is added, and not what is read.

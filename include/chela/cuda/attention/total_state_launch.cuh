@@ -10,9 +10,10 @@
 namespace chela::cuda::detail {
 
 inline Status check_total_state_policy(LinearPolicy policy) {
-  return require(policy.instructions != Instructions::warpgroup, Code::unsupported,
-                 "a bidirectional span without decay has kernels of Instructions::warp, which keep up with the memory; "
-                 "Instructions::automatic takes them");
+  return require(
+      policy.instructions != Instructions::warpgroup, Code::unsupported,
+      "a bidirectional span without decay has kernels of Instructions::warp alone: Instructions::automatic takes "
+      "them");
 }
 
 /// Blocks that share the tokens of a sequence: as many as fill the device, if each has some chunks.

@@ -108,15 +108,24 @@ struct WantedGradients {
     per_key = Tensor<double, 4>(wide.log_decay.extents());
     reference::linear_attention_backward(wide.problem, wide.grad_o, wide.grad_final_state,
                                          {q, k, v, initial_state, per_key});
+    Tensor<double, 4> forth(per_key.extents());  // of the direction in time
+    if (p.span == Span::bidirectional && p.decays) {
+      auto causal = wide.problem;
+      causal.bidirectional = false;
+      Tensor<double, 4> unused[] = {q, k, v, initial_state};
+      reference::linear_attention_backward(causal, wide.grad_o, wide.grad_final_state,
+                                           {unused[0], unused[1], unused[2], unused[3], forth});
+    }
     const auto [batch, tokens, heads, keys] = per_key.extents();
     for (Index b = 0; b < batch; ++b)
       for (Index t = 0; t < tokens; ++t)
         for (Index h = 0; h < heads; ++h) {
           if constexpr (D == DecayKind::per_key)
             for (Index i = 0; i < keys; ++i) log_decay(b, t, h, i) = decay_scale(b, t, h, i) = per_key(b, t, h, i);
-          double sum = 0;
-          for (Index i = 0; i < keys; ++i) sum += per_key(b, t, h, i);
-          if constexpr (D == DecayKind::per_head) log_decay(h) += sum, decay_scale(h) += std::abs(sum);
+          double sum = 0, sum_forth = 0;
+          for (Index i = 0; i < keys; ++i) sum += per_key(b, t, h, i), sum_forth += forth(b, t, h, i);
+          if constexpr (D == DecayKind::per_head)
+            log_decay(h) += sum, decay_scale(h) += std::abs(sum_forth) + std::abs(sum - sum_forth);
           if constexpr (D == DecayKind::per_token) log_decay(b, t, h) = decay_scale(b, t, h) = sum;
         }
   }

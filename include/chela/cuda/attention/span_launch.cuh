@@ -2,6 +2,7 @@
 // The launches of one call by its span: a walk in time; with a decay and a bidirectional span also one back in time, whose
 // queries do not see their own tokens and whose outputs are added to those of the first; without decay no walk at all.
 #include "chela/cuda/attention/key_decay_launch.cuh"
+#include "chela/cuda/attention/linear_float.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
 
 namespace chela::cuda::detail {
@@ -45,6 +46,23 @@ Status launch_total_state(const LinearAttentionArgs<T, DecayKind::none, R, F>& a
   const TotalStatePass<T> total{make_warp_pass<InTime>(args, pass), MeanOver::reads};
   if (Status s = launch_total_states(total, plan.shape.state_heads(), stream); !s.ok()) return s;
   return launch_reads(total, stream);
+}
+
+/// All of a call but its last states.
+template <LinearPolicy P, class T, DecayKind D, RuleKind R, class F>
+Status launch_pass(const LinearAttentionArgs<T, D, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
+                   cudaStream_t stream) {
+  if constexpr (std::same_as<T, float>) {
+    if constexpr (P.float_products == FloatProducts::none || D == DecayKind::per_key)
+      return {Code::unsupported};  // see check_float
+    else
+      return launch_floats<P>(args, plan, pass, stream);
+  } else if constexpr (D == DecayKind::none) {
+    return plan.reads_total ? launch_total_state(args, plan, pass, stream) : launch_walk<P>(args, plan, pass, stream);
+  } else {
+    if (Status s = launch_walk<P>(args, plan, pass, stream); !s.ok()) return s;
+    return args.span == Span::bidirectional ? launch_joining_walk<P>(args, plan, pass, stream) : Status{};
+  }
 }
 
 }  // namespace chela::cuda::detail
