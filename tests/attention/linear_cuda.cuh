@@ -6,64 +6,9 @@
 
 #include <string>
 
-#include "attention/linear_policies.cuh"
-#include "chela/cuda/attention/linear.cuh"
-#include "support/attention.hpp"
-#include "support/device.cuh"
-#include "support/tolerance.hpp"
+#include "attention/device_problem.cuh"
 
 namespace chela::test {
-
-/// A problem on the device, with room for one answer.
-template <class T, DecayKind D>
-struct DeviceProblem {
-  using Args = LinearAttentionArgs<T, D>;
-  const Problem<T, D, RuleKind::additive>& on_host;
-  DeviceTensor<T, 4> q, k, v, o;
-  DeviceTensor<float, 4> initial_state, final_state;
-  DeviceTensor<float, log_decay_rank(D)> log_decay;
-  Stream stream;
-
-  explicit DeviceProblem(const Problem<T, D, RuleKind::additive>& p)
-      : on_host(p),
-        q(p.q),
-        k(p.k),
-        v(p.v),
-        o(p.output()),
-        initial_state(p.initial_state),
-        final_state(p.state()),
-        log_decay(p.log_decay) {}
-
-  Args args() const {
-    Args a{.q = q, .k = k, .v = v, .o = o, .initial_state = initial_state, .final_state = final_state};
-    if constexpr (D != DecayKind::none) a.log_decay = log_decay;
-    return a;
-  }
-};
-
-template <LinearPolicy P = LinearPolicy{}, class Args>
-Status run_on_device(const Args& args, const Stream& stream) {
-  const DeviceMemory scratch(cuda::workspace_bytes<P>(args));
-  const Status status = cuda::linear_attention<P>(args, Workspace{scratch.data(), scratch.bytes()}, stream);
-  stream.wait();
-  return status;
-}
-
-/// Largest relative error of outputs and final states, or 1e9 where a guard zone was written to.
-template <LinearPolicy P, class T, DecayKind D>
-double error_of(const Problem<T, D, RuleKind::additive>& p) {
-  const DeviceProblem<T, D> device(p);
-  const Status status = run_on_device<P>(device.args(), device.stream);
-  CAPTURE(std::string(status.why));
-  REQUIRE(status.ok());
-  const DoubleProblem wide(p);
-  Tensor<double, 4> want(p.output().extents()), want_state(p.state().extents());
-  reference::linear_attention(wide.problem, want, want_state);
-  if (!device.o.guards_intact() || !device.final_state.guards_intact()) return 1e9;
-  const double output = relative_error(device.o.host(), want),
-               state = relative_error(device.final_state.host(), want_state);
-  return output > state || output != output ? output : state;
-}
 
 TEST_CASE_TEMPLATE("any number of tokens", M, CHELA_MEMBERS) {
   for (Index tokens : {0, 1, 15, 16, 17, 63, 64, 65, 200, 1000}) {
@@ -136,15 +81,6 @@ TEST_CASE("decays of any strength") {
     CHECK(error_of<in_segments>(p) < tensor_core_tolerance<TestElement>());
     CHECK(error_of<on_warps>(p) < tensor_core_tolerance<TestElement>());
   }
-}
-
-/// The tokens [begin, begin + count) of a call, as a call of its own.
-template <class Args>
-Args tokens_of(Args args, Index begin, Index count) {
-  const auto cut = [&](auto& x) { x = run(x, 1, begin, count); };
-  cut(args.q), cut(args.k), cut(args.v), cut(args.o);
-  if constexpr (args.log_decay.rank >= 3) cut(args.log_decay);
-  return args;
 }
 
 template <LinearPolicy P, class T, DecayKind D>
@@ -310,10 +246,6 @@ TEST_CASE("NaN stays in its batch entry and head") {
   check_isolation<on_warps, test_decay>();
 }
 
-struct ValueMajor : LinearAttentionForm {
-  static constexpr StateLayout state_layout = StateLayout::value_major;
-};
-
 TEST_CASE("states value-major, in slots, and at boundaries") {
   const Problem<TestElement, test_decay, RuleKind::additive> p(
       {.batch = 2, .tokens = 200, .query_heads = 4, .key_heads = 2, .value_heads = 2, .key_dim = 64, .value_dim = 128});
@@ -442,16 +374,12 @@ TEST_CASE("refusals name the argument") {
   refused(args, "v must");
   args = device.args(), args.o.data += 4;
   refused(args, "o must");
-  args = device.args(), args.span = Span::bidirectional;
-  refused(args, "span");
   args = device.args(), args.q.extents[1] -= 1;
   refused(args, "token extent");
   args = device.args(), args.boundary_every = 32;
   const DeviceTensor<float, 5> boundaries(nan_tensor<float>(1, 2, 2, 64, 64));
   args.boundary_states = boundaries;
   refused(args, "boundary_every");
-  args = device.args(), args.last_states = boundaries;
-  refused(args, "last_states");
   const Status s = cuda::linear_attention<in_segments>(device.args(), {}, nullptr);
   CHECK(std::string(s.why).find("workspace") != std::string::npos);
   const Status dims = cuda::linear_attention<LinearPolicy{.instructions = Instructions::warpgroup}>(

@@ -87,6 +87,10 @@ __global__ void warp_product_of_floats(const float* a, float* d) {
   }
 }
 
+__global__ void round_for_products(float* x) {
+  x[threadIdx.x] = __uint_as_float(arch::rounded_for_products(x[threadIdx.x]));
+}
+
 /// Products [64, N] of 64 of the sum. `from_registers`: a is given to the product in registers.
 template <class T, arch::Major A, arch::Major B, int Columns, bool FromRegisters>
 __global__ void __launch_bounds__(128, 1) warpgroup_product(const T* a, const T* b, float* d) {
@@ -236,6 +240,21 @@ TEST_CASE("a warp's product of floats") {
   require_cuda(cudaGetLastError());
   const auto rows = run(TensorView<const float, 2>(a), 0, 0, 16);
   CHECK(relative_error(d.host(), product(rows, transposed(rows, 0, 1))) < 2e-3);
+}
+
+TEST_CASE("floats rounded for products") {
+  auto x = random_tensor<float>(1, 256);
+  x(0) = std::numeric_limits<float>::quiet_NaN();
+  const DeviceTensor<float, 1> rounded(x);
+  round_for_products<<<1, 256>>>(rounded.view().data);
+  require_cuda(cudaGetLastError());
+  const auto got = rounded.host();
+  CHECK(std::isnan(got(0)));
+  for (Index i = 1; i < 256; ++i) {
+    const float scaled = std::ldexp(got(i), 10 - std::ilogb(x(i)));  // 10 bits behind the point of the first
+    CHECK(scaled == std::nearbyint(scaled));
+    CHECK(std::abs(got(i) - x(i)) <= std::ldexp(1.f, std::ilogb(x(i)) - 11));
+  }
 }
 
 TEST_CASE_TEMPLATE("a warpgroup's products", T, __nv_bfloat16, __half) {

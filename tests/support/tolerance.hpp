@@ -38,6 +38,13 @@ double tensor_core_tolerance() {
   return 0.75 * unit_roundoff<T>();
 }
 
+/// Over a bidirectional span with a decay the outputs of one direction are rounded, too, before the other's are added. 0.003
+/// with bfloat16.
+template <class T>
+double tensor_core_two_way_tolerance() {
+  return 0.768 * unit_roundoff<T>();
+}
+
 /// Likewise for gradients: parts of heads that share are rounded before they are summed. The gradient of a log-decay is a
 /// sum along as many as a thousand tokens, whose roundings it gathers.
 template <class T>
@@ -48,6 +55,9 @@ template <class T>
 double tensor_core_decay_gradient_tolerance() {
   return 2.5 * unit_roundoff<T>();
 }
+
+/// Float data whose operands tensor cores round to 10 bits behind the point.
+inline double tf32_tolerance() { return 0.75 / 1024; }
 
 /// The absolute error that an element may have besides, where it is a sum over a chunk of 64 tokens that begins with a
 /// strong decay: operands weighted to less than T's smallest number, 2^-24 in half precision, are lost.

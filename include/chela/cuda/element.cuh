@@ -20,5 +20,9 @@ namespace cuda {
 template <class T>
 concept HalfElement = std::same_as<T, __nv_bfloat16> || std::same_as<T, __half>;
 
+/// Likewise, with floats, which they cut: where a policy says how they are to be multiplied.
+template <class T>
+concept TensorCoreElement = HalfElement<T> || std::same_as<T, float>;
+
 }  // namespace cuda
 }  // namespace chela

@@ -42,6 +42,13 @@ CHELA_HOST_DEVICE inline unsigned reversed_bits(unsigned x) {
 #endif
 }
 
+/// A float rounded to the 10 bits behind the point that products of floats see, as they take it.
+__device__ inline std::uint32_t rounded_for_products(float x) {
+  std::uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
 /// 2^x to 2 units in the last place; results under 2^-126 are zero.
 __device__ inline float exp2_flushed(float x) {
   float y;

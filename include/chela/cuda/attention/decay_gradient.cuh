@@ -19,6 +19,7 @@ struct DecayGradient {
   TensorView<float, 3> per_token = {};        ///< like log_decay, or absent
   double* totals = nullptr;                   ///< [window, state_head]: sums over tokens, or absent
   TensorView<float, 1> per_head = {};         ///< [state_head], or absent
+  bool adds = false;                          ///< to the gradients that are there
 };
 
 /// Windows of all sequences, or more: as many blocks per head.
@@ -26,10 +27,14 @@ CHELA_HOST_DEVICE constexpr Index most_windows(const SequenceBatch& sequences, i
   return most_inner_windows(sequences, window) + sequences.size();
 }
 
-/// Where a sequence's windows begin among all.
-__device__ inline Index first_window(const SequenceBatch& sequences, int window, Index sequence) {
-  const Sequence s = sequences[sequence];
-  return (s.batch * sequences.tokens + s.begin) / window + sequence;
+/// The sequence that comes at this place along the tokens.
+__device__ inline Index sequence_at(const SequenceBatch& sequences, Index place) {
+  return sequences.reversed && sequences.cu_seqlens.present() ? sequences.size() - 1 - place : place;
+}
+/// Where the windows of the sequence at this place begin among all.
+__device__ inline Index first_window(const SequenceBatch& sequences, int window, Index place) {
+  const Sequence s = sequences[sequence_at(sequences, place)];
+  return (s.batch * sequences.tokens + s.begin) / window + place;
 }
 
 /// A sum along tokens that begins anew at resets: what a run of tokens does to it.
@@ -69,13 +74,14 @@ __global__ void __launch_bounds__(32 * most_gradient_warps) decay_gradient(const
   const int state_head = int(blockIdx.x % unsigned(args.state_heads));
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32, warps = int(blockDim.x) / 32;
 
-  Index sequence = 0;
-  for (Index end = sequences.size(); end - sequence > 1;) {
-    const Index middle = (sequence + end) / 2;
-    (first_window(sequences, args.window, middle) <= slot ? sequence : end) = middle;
+  Index place = 0;
+  for (Index end = sequences.size(); end - place > 1;) {
+    const Index middle = (place + end) / 2;
+    (first_window(sequences, args.window, middle) <= slot ? place : end) = middle;
   }
+  const Index sequence = sequence_at(sequences, place);
   const Sequence s = sequences[sequence];
-  const int begin = int(slot - first_window(sequences, args.window, sequence)) * args.window;
+  const int begin = int(slot - first_window(sequences, args.window, place)) * args.window;
   const int tokens = min(int(s.count) - begin, args.window);
   if (tokens <= 0) {
     if (thread == 0 && args.totals) args.totals[blockIdx.x] = 0;
@@ -151,7 +157,10 @@ __global__ void __launch_bounds__(32 * most_gradient_warps) decay_gradient(const
     const double excess = run_end < tokens ? reached[run_end] : end_known ? reached[tokens] - ends : 0.0;
     const double share = double(mine + i - run_begin) / double(run_end - run_begin);
     const float gradient = float(double(args.scale) * (prefix[i] - excess * share));
-    if (args.per_token.present()) args.per_token(s.batch, token + i, state_head) = gradient;
+    if (args.per_token.present()) {
+      float& to = args.per_token(s.batch, token + i, state_head);
+      to = args.adds ? to + gradient : gradient;
+    }
     total += double(gradient);
   }
   if (!args.totals) return;
@@ -176,7 +185,8 @@ __global__ void sum_decay_gradients(const __grid_constant__ DecayGradient args) 
   if (threadIdx.x > 0) return;
   sum = 0;
   for (double x : sums) sum += x;
-  args.per_head(blockIdx.x) = float(sum);
+  float& to = args.per_head(blockIdx.x);
+  to = args.adds ? to + float(sum) : float(sum);
 }
 
 }  // namespace chela::cuda::detail

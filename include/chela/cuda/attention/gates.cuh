@@ -115,11 +115,13 @@ class ChunkGates {
   float total_;
 };
 
-/// Log-decays of one sequence and head.
+/// Log-decays of one sequence and head: those of tokens from `first` on, zero for earlier and later ones.
 struct GateSource {
   const float* data = nullptr;
   Index token_stride = 0;
-  int tokens = 0;
+  int first = 0, tokens = 0;
+
+  __device__ bool has(int token) const { return token >= first && token < tokens; }
 };
 
 /// The log-decays of the chunks to come, on their way into shared memory: a ring that belongs to one warp, which is far
@@ -154,7 +156,7 @@ class GateRing {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int token = chunk_ * chunk_len + 2 * lane_ + i;
-      const bool valid = fetched_ < count_ && token < source_.tokens;
+      const bool valid = fetched_ < count_ && source_.has(token);
       arch::copy_async_4(place(fetched_) + 4u * unsigned(i), source_.data + (valid ? token * source_.token_stride : 0),
                          valid);
     }
@@ -183,6 +185,9 @@ class SharedGates {
   }
   __device__ float2 enter_pair(int token) const { return arch::load_shared_float2(memory_ + 4u * unsigned(token)); }
   __device__ float enter(int token) const { return arch::load_shared_float(memory_ + 4u * unsigned(token)); }
+  __device__ float leave(int token) const {
+    return arch::load_shared_float(memory_ + 4u * unsigned(chunk_len + token));
+  }
   __device__ float2 leave_pair(int token) const {
     return arch::load_shared_float2(memory_ + 4u * unsigned(chunk_len + token));
   }

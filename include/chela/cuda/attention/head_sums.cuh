@@ -10,6 +10,7 @@ template <class T>
 struct HeadSums {
   TensorView<const T, 4> parts;
   TensorView<T, 4> sum;
+  bool adds = false;  ///< to what is there
 };
 
 /// One thread per 16 bytes of the sum.
@@ -22,18 +23,20 @@ __global__ void sum_heads(const __grid_constant__ HeadSums<T> args) {
   if (batch >= args.sum.extents[0]) return;
   const Index run_length = args.parts.extents[2] / heads;
   float sums[8] = {};
-  for (Index part = 0; part < run_length; ++part) {
-    const uint4 x = *reinterpret_cast<const uint4*>(&args.parts(batch, token, head * run_length + part, 8 * unit));
+  const auto add = [&](const T* from) {
+    const uint4 x = *reinterpret_cast<const uint4*>(from);
     const std::uint32_t words[] = {x.x, x.y, x.z, x.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 pair = arch::unpack<T>(words[i]);
       sums[2 * i] += pair.x, sums[2 * i + 1] += pair.y;
     }
-  }
-  *reinterpret_cast<uint4*>(&args.sum(batch, token, head, 8 * unit)) = {
-      arch::pack<T>(sums[0], sums[1]), arch::pack<T>(sums[2], sums[3]), arch::pack<T>(sums[4], sums[5]),
-      arch::pack<T>(sums[6], sums[7])};
+  };
+  T* const to = &args.sum(batch, token, head, 8 * unit);
+  if (args.adds) add(to);
+  for (Index part = 0; part < run_length; ++part) add(&args.parts(batch, token, head * run_length + part, 8 * unit));
+  *reinterpret_cast<uint4*>(to) = {arch::pack<T>(sums[0], sums[1]), arch::pack<T>(sums[2], sums[3]),
+                                   arch::pack<T>(sums[4], sums[5]), arch::pack<T>(sums[6], sums[7])};
 }
 
 /// States [sequence, state_head, key_dim, value_dim]: sums over runs of `parts` [sequence, head, key_dim, value_dim].

@@ -251,10 +251,11 @@ __device__ void store_key(float2 k, std::uint32_t to, std::uint32_t low_to) {
   arch::store_shared_word(low_to, arch::pack<T>(k.x - taken.x, k.y - taken.y));
 }
 
-/// Makes of a block's queries and keys what the step needs, in place, and returns the scores over its 64 keys. Keys
-/// past the first `tokens` tokens count as zero. The whole warp; what it wrote is not yet shown to others. meanwhile()
-/// is called once the gates are no longer needed, with much of the work still to come.
-template <class T, bool Reversed = false, class F>
+/// Makes of a block's queries and keys what the step needs, in place, and returns the scores over its 64 keys; those of
+/// tokens with themselves are zero if they are not to be `SeesOwn`. Keys past the first `tokens` tokens count as zero. The
+/// whole warp; what it wrote is not yet shown to others. meanwhile() is called once the gates are no longer needed, with
+/// much of the work still to come.
+template <class T, bool Reversed = false, bool SeesOwn = true, class F>
 __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& gates, int tokens, int lane,
                                      F meanwhile) {
   const BlockLane at(Reversed ? block.keys : block.queries, Reversed ? block.queries : block.keys, lane);
@@ -270,7 +271,7 @@ __device__ BlockScores prepare_block(const KeyBlock& block, const BlockGates& ga
       if (t >= tokens) (Reversed ? q : k)[t] = {0, 0};
   }
   BlockScores scores{};
-  meet_themselves<T>(scores, at, lane);
+  if constexpr (SeesOwn) meet_themselves<T>(scores, at, lane);
   __syncwarp();
 
   float2 decays[block_tokens];

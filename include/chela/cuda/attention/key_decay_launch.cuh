@@ -14,7 +14,7 @@ Status launch_key_decay_warpgroups(const LinearAttentionArgs<T, DecayKind::per_k
   constexpr int static_bytes = int(sizeof(KeyDecayBarriers) + sizeof(Place) + sizeof(WarpLogSums));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
-    if (Status s = fill_warpgroup_pass<KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
+    if (Status s = fill_warpgroup_pass<InTime, KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
     const LinearPass& p = kernel_args.pass;
     const auto launch_kernel = [&](auto kernel, int bytes, const WarpgroupPass<T>& a, Index heads, int segments) {
       if (bytes + static_bytes > plan.device.shared_bytes)
@@ -62,13 +62,13 @@ Status launch_key_decay_warps(const WarpPass<T>& args, Index heads, const Device
   return launch_key_decay_warp_pass<T, 256, 4, stages, W>(args, heads, device, stream);
 }
 
-template <LinearPolicy P, class T, RuleKind R, class F>
+template <LinearPolicy P, class W, class T, RuleKind R, class F>
 Status launch_key_decay_warps(const LinearAttentionArgs<T, DecayKind::per_key, R, F>& args, const LinearPlan& plan,
                               const LinearPass& pass, cudaStream_t stream) {
-  if (plan.staged)
+  if (pass.segment_states.present())
     if (Status s = launch_scan<KeyDecay>(pass, stream); !s.ok()) return s;
-  return launch_key_decay_warps<P, InTime>(WarpPass<T>{args.q, args.k, args.v, args.o, pass},
-                                           plan.sequences * plan.shape.output_heads(), plan.device, stream);
+  return launch_key_decay_warps<P, W>(make_warp_pass<W>(args, pass), plan.sequences * plan.shape.output_heads(),
+                                      plan.device, stream);
 }
 
 }  // namespace chela::cuda::detail

@@ -98,7 +98,8 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
   arch::pin(age_column);  // not to be made anew for each block
 
   const int shared = shared_chunk(pass, place), chunks = place.end_chunk - place.first_chunk;
-  const bool keeps_boundaries = !Reversed && pass.boundary_states.present();
+  const bool saves = !Reversed && saves_states(pass);
+  if (saves && place.segment == 0) save_state(state_t, pass, place, 0, value, lane);
   RingPosition at, buffer;
   for (int step = 0; step < chunks; ++step) {
     const int chunk = in_walk<Reversed>(step, place.first_chunk, chunks);
@@ -144,7 +145,7 @@ __device__ void carry_aged_state(const WarpgroupPass<T>& args, const Tiles& tile
     }
     arch::arrive(arch::shared_address(&barriers.released[buffer.place]));
     store_staged_output(args, staged, place, chunk, chunk == shared, group, thread);
-    if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+    if (saves) save_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     at.advance(tiles.stages);
     buffer.advance(2);
   }

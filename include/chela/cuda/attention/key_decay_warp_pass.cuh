@@ -40,11 +40,11 @@ struct KeyDecayWarpTiles : WarpTiles<false, KeyClass, ValueWarps, KeyClass / blo
   }
 };
 
-/// One block of tokens by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, and
-/// the state after.
-template <class T, int Registers, class Tiles>
+/// One block of tokens by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, added
+/// to earlier(row, unit) if the walk joins; and the state after.
+template <class T, class W, int Registers, class Tiles, class Earlier>
 __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
-                           int lane) {
+                           int lane, Earlier earlier) {
   const auto place = [=](std::uint32_t tile, int row, int unit) {
     return tile + unsigned(arch::swizzled<block_tokens>(row, unit));
   };
@@ -65,11 +65,14 @@ __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&s
   arch::load_matrices(scores, place(p, lane % 16, lane / 16));
   arch::multiply_add<T>(output, scores, values_t[0], values_t[2]);  // O += P V
   arch::multiply_add<T>(output + 4, scores, values_t[1], values_t[3]);
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    arch::store_shared_word(
-        place(tiles.output(chunk), lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4u * unsigned(lane % 4),
-        arch::pack<T>(pass.scale * output[2 * i], pass.scale * output[2 * i + 1]));
+  stage_output<T, Tiles>(tiles.output(chunk), 0, warp, lane, [&](int i) {
+    const float x = output[2 * i], y = output[2 * i + 1];
+    if constexpr (W::joins) {
+      const float2 sum = earlier(lane / 4 + i % 2 * 8, 2 * warp + i / 2);
+      return float2{fmaf(pass.scale, x, sum.x), fmaf(pass.scale, y, sum.y)};
+    }
+    return float2{pass.scale * x, pass.scale * y};
+  });
 
   age_state(state_t, tiles.ages(chunk) + 8u * unsigned(lane % 4));
   const auto add_products = [&](std::uint32_t keys) {  // S^T += V^T K
@@ -89,6 +92,7 @@ __device__ void step_block(const Tiles& tiles, const LinearPass& pass, float (&s
 template <class T, int KeyClass, int ValueWarps, int Stages, class W = InTime>
 __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     key_decay_warp_pass(const __grid_constant__ WarpPass<T> args) {
+  static_assert(!W::may_sum && !(W::reversed && W::joins));
   using Tiles = KeyDecayWarpTiles<KeyClass, ValueWarps, Stages>;
   using Ring = typename Tiles::Ring;
   extern __shared__ char memory[];
@@ -101,7 +105,8 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
                                   {args.k, place, place.key_head, 0},
                                   {args.v, place, place.value_head, place.value_begin},
                                   {args.o, place, place.head, place.value_begin},
-                                  {args.primal, place, place.head, place.value_begin}};
+                                  {args.primal, place, place.head, place.value_begin},
+                                  {args.earlier, place, place.head, place.value_begin}};
   }
   __syncthreads();
   const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
@@ -140,8 +145,8 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
       if (step >= chunks) return;
       const int first = chunk_of<W>(step, chunks) * block_tokens;
       const KeyBlock block = tiles.block(step, key_panel);
-      BlockScores scores = prepare_block<T, W::reversed>(block, gates, place.tokens - first, lane,
-                                                         [&] { gates.fetch(source, key, first + stride); });
+      BlockScores scores = prepare_block<T, W::reversed, !W::joins>(block, gates, place.tokens - first, lane,
+                                                                    [&] { gates.fetch(source, key, first + stride); });
       if constexpr (Tiles::panels > 1)
         sum_over_panels<Tiles::panels>(scores, tiles.panel_sums(step), key_panel, 1, lane);
       if (key_panel == 0) store_scores<T, W::reversed>(scores, block, lane);
@@ -152,11 +157,15 @@ __global__ void __launch_bounds__(32 * (ValueWarps + KeyClass / block_keys), 1)
     float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
     const int value = place.value_begin + 16 * warp + lane / 4;
     load_first_state(state_t, pass, place, value, lane);
+    const bool saves = !W::reversed && saves_states(pass);
+    if (saves) save_state(state_t, pass, place, 0, value, lane);
     for (int step = 0; step < chunks; ++step) {
+      const int first = chunk_of<W>(step, chunks) * block_tokens;
       next_is_here(), turn(step);
-      step_block<T>(tiles, pass, state_t, step, warp, lane);
-      if (!W::reversed && pass.boundary_states.present())
-        store_boundary_state(state_t, pass, place, (step + 1) * block_tokens, value, lane);
+      step_block<T, W>(tiles, pass, state_t, step, warp, lane, [&](int row, int unit) {
+        return load_pair(rows.earlier, first + row, place.tokens, unit, lane % 4);
+      });
+      if (saves) save_state(state_t, pass, place, first + block_tokens, value, lane);
     }
     store_last_state(state_t, pass, place, value, lane);
   }

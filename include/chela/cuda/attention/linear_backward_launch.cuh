@@ -17,6 +17,7 @@ struct GradientWalk {
   TensorView<const T, 4> q, k, v, primal;
   TensorView<T, 4> o;
   LinearPass pass;
+  TensorView<const T, 4> earlier = {};  ///< what the output is added to, or absent
 };
 
 /// The three walks of a call.
@@ -46,6 +47,7 @@ class GradientWalks {
       walk.pass.segment_states = transposed(buffers_.query_segments, 3, 4);
       walk.pass.segment_ages = buffers_.query_ages;
     }
+    walk.earlier = earlier(buffers_.q, args_.grad_q);
     walk.pass.sums.rows = buffers_.query_rows, walk.pass.sums.kept_states = buffers_.kept_states;
     walk.pass.sums.window = plan_.window;
     return walk;
@@ -73,6 +75,7 @@ class GradientWalks {
     walk.pass.heads.outputs_per_primal = outputs_per(s.key_heads);
     walk.pass.initial_state = transposed(key_major<F>(args_.grad_final_state), 2, 3);
     if (plan_.staged_back) walk.pass.segment_states = transposed(buffers_.back_segments, 3, 4);
+    walk.earlier = earlier(buffers_.k, args_.grad_k);
     walk.pass.sums.rows = buffers_.key_rows, walk.pass.sums.kept_states = buffers_.kept_states;
     walk.pass.sums.anchors = buffers_.anchors, walk.pass.sums.window = plan_.window;
     walk.pass.sums.first_states = transposed(key_major<F>(args_.initial_state), 2, 3);
@@ -90,6 +93,7 @@ class GradientWalks {
     walk.pass.final_state =
         buffers_.last_states.present() ? buffers_.last_states : key_major<F>(args_.grad_initial_state);
     walk.pass.final_factor = scale_;
+    walk.earlier = earlier(buffers_.v, args_.grad_v);
     if (plan_.staged_back) walk.pass.segment_states = buffers_.back_segments;
     return walk;
   }
@@ -99,9 +103,12 @@ class GradientWalks {
   static TensorView<T, 4> target(TensorView<T, 4> parts, TensorView<T, 4> wanted) {
     return parts.present() ? parts : wanted;
   }
+  TensorView<const T, 4> earlier(TensorView<T, 4> parts, TensorView<T, 4> wanted) const {
+    return plan_.turned && !parts.present() ? wanted : TensorView<T, 4>{};
+  }
   LinearPass pass(Index key_dim, Index value_dim, const LinearSchedule& schedule) const {
     LinearPass pass;
-    pass.sequences = sequences_of(args_);
+    pass.sequences = sequences_of(args_), pass.sequences.reversed = plan_.turned;
     pass.heads.outputs = int(plan_.shape.output_heads());
     pass.key_dim = int(key_dim), pass.value_dim = int(value_dim);
     pass.segments = schedule.segments, pass.stages = schedule.stages;
@@ -137,7 +144,7 @@ Status describe_walk(WarpgroupPass<T>& to, const GradientWalk<T>& walk) {
   to.output = walk.o, to.pass = walk.pass;
   to.pass.value_tiles = walk.pass.value_dim / (64 * ValueGroups);
   return first_failure(encode(to.q, walk.q, KeyDim / 64), encode(to.k, walk.k, KeyDim / 64),
-                       encode(to.v, walk.v, ValueGroups), encode(to.o, walk.o, 1), encode(to.primal, walk.primal, 1));
+                       encode(to.v, walk.v, ValueGroups), encode(to.o, walk.o, 1), encode(to.beside, walk.primal, 1));
 }
 
 /// The states at the beginnings of a walk's segments, into segment_states.
@@ -217,16 +224,17 @@ Status launch_warpgroup_gradients(const GradientPlan& plan, const GradientWalks<
   return plan.values ? launch_walks<T, D, Back>(plan, value_tile, stream, values) : Status{};
 }
 
-template <LinearPolicy P, class T, DecayKind DK, class F>
+/// With Joins, those of a direction that adds to another's.
+template <LinearPolicy P, bool Joins = false, class T, DecayKind DK, class F>
 Status launch_warp_gradients(const GradientPlan& plan, const GradientWalks<T, DK, F>& walks, cudaStream_t stream) {
   using D = DecayOf<DK>;
-  using Back = Walk<true, D::decays>;
+  using Back = Walk<true, D::decays, Joins>;
   const auto run = [&]<class W>(const GradientWalk<T>& walk, W) {
-    return launch_warp_pass<P, T, D, W>({walk.q, walk.k, walk.v, walk.o, walk.pass, walk.primal},
+    return launch_warp_pass<P, T, D, W>({walk.q, walk.k, walk.v, walk.o, walk.pass, walk.primal, walk.earlier},
                                         plan.sequences * plan.shape.output_heads(), plan.device, stream);
   };
   if (plan.in_time)
-    if (Status s = run(walks.queries(), Walk<false, D::decays>{}); !s.ok()) return s;
+    if (Status s = run(walks.queries(), Walk<false, D::decays, Joins>{}); !s.ok()) return s;
   if (plan.staged_back)
     if (Status s = launch_scan<D>(walks.values().pass, stream); !s.ok()) return s;
   if (plan.keys)
@@ -244,7 +252,7 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
     const Index units = wanted.size() / 8;
     if (!parts.present() || units == 0) return Status{};
     return launch(sum_heads<T>, dim3(unsigned(ceil_div(units, threads))), threads, 0, stream,
-                  HeadSums<T>{parts, wanted});
+                  HeadSums<T>{parts, wanted, plan.turned});
   };
   if (Status status = sum(buffers.q, args.grad_q); !status.ok()) return status;
   if (Status status = sum(buffers.k, args.grad_k); !status.ok()) return status;
@@ -263,7 +271,8 @@ Status launch_sums(const LinearAttentionBackwardArgs<T, D, RuleKind::additive, F
   } else if constexpr (D != DecayKind::none) {
     if (!plan.wants_decay) return {};
     DecayGradient gradient;
-    gradient.sequences = sequences_of(args);
+    gradient.sequences = sequences_of(args), gradient.sequences.reversed = plan.turned;
+    gradient.adds = plan.turned;
     gradient.heads = int(s.output_heads()), gradient.state_heads = int(s.state_heads());
     gradient.row_parts = int(buffers.row_parts(plan)), gradient.anchor_parts = int(s.key_dim) / 16;
     gradient.query_rows = buffers.query_rows, gradient.key_rows = buffers.key_rows;

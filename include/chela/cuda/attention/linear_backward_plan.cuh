@@ -16,14 +16,16 @@ Status check_for_gpu(const LinearAttentionBackwardArgs<T, D, R, F>& args) {
       .q = args.q, .k = args.k, .v = args.v, .span = args.span, .cu_seqlens = args.cu_seqlens};
   if (Status s = check_for_gpu(forward); !s.ok()) return s;
   return first_failure(
+      require(D != DecayKind::per_key || args.span == Span::causal, Code::unsupported,
+              "a bidirectional span with a decay per key has no gradients on the GPU; the CPU has them"),
       require(has_aligned_rows(args.grad_o), Code::bad_stride,
-              "grad_o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_o must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_q), Code::bad_stride,
-              "grad_q must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_q must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_k), Code::bad_stride,
-              "grad_k must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_k must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(aligned(args.grad_v), Code::bad_stride,
-              "grad_v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "grad_v must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_pairs(args.log_decay), Code::bad_stride,
               "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
       require(!args.grad_log_decay.present() || has_aligned_pairs(args.grad_log_decay), Code::bad_stride,
@@ -45,11 +47,15 @@ struct GradientPlan {
   int columns_together = 64;  ///< of q and k, whose products are summed by one block for the log-decays' gradient
   Index kept_values = 0;      ///< values of a kept state, with padding
   bool staged_queries = false, staged_back = false;  ///< begin from states that a kernel before put into the workspace
+  bool reads_total = false;                          ///< all tokens of a sequence read one state (total_state.cuh)
+  bool turned = false;  ///< the second direction of a bidirectional span, along reversed views: adds to the first's
 };
 
+/// `turned`: args are along reversed views.
 template <LinearPolicy P, class T, DecayKind D, RuleKind R, class F>
-Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, GradientPlan& plan) {
+Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, GradientPlan& plan, bool turned = false) {
   constexpr LinearPolicy policy = LinearPolicyConstant<P>::value;
+  plan.turned = turned;
   const LinearAttentionShape s = plan.shape = linear_attention_shape(args.q, args.k, args.v);
   plan.sequences = sequences_of(args).size();
   plan.wants_decay = args.grad_log_decay.present();
@@ -58,6 +64,14 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
   plan.keys = args.grad_k.present() || plan.wants_decay;
   plan.values = args.grad_v.present() || args.grad_initial_state.present();
   if (Status status = current_device(plan.device); !status.ok()) return status;
+  if (D == DecayKind::none && args.span == Span::bidirectional) {
+    const auto segments = [&](Index heads) {
+      return total_state_segments(plan.sequences, heads, s, plan.device.multiprocessors, policy);
+    };
+    plan.reads_total = plan.staged_queries = plan.staged_back = true;
+    plan.queries.segments = segments(s.state_heads()), plan.back.segments = segments(s.output_heads());
+    return check_total_state_policy(policy);
+  }
 
   if constexpr (policy.instructions != Instructions::warp) {
     const auto fits = [](Index dim) { return dim == 64 || dim == 128; };

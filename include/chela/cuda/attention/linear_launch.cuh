@@ -7,6 +7,7 @@
 #include "chela/cuda/attention/key_decay_pass.cuh"
 #include "chela/cuda/attention/linear_tuning.cuh"
 #include "chela/cuda/attention/segment_states.cuh"
+#include "chela/cuda/attention/total_state_launch.cuh"
 #include "chela/cuda/attention/warp_pass.cuh"
 #include "chela/cuda/attention/warpgroup_pass.cuh"
 #include "chela/cuda/device.cuh"
@@ -23,7 +24,7 @@ using DecayOf = std::conditional_t<D == DecayKind::none, WithoutDecay,
 template <class T>
 constexpr bool has_aligned_rows(TensorView<T, 4> view) {
   for (int axis = 0; axis < 3; ++axis)
-    if (view.extents[axis] > 1 && view.strides[axis] % 8 != 0) return false;
+    if (view.extents[axis] > 1 && view.strides[axis] % Index(16 / sizeof(T)) != 0) return false;
   return unit_last_stride(view) && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
 }
 
@@ -45,10 +46,6 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
   constexpr Index most_tokens = Index(1) << 30, most_blocks = (Index(1) << 31) - 1;
   const auto fits = [](Index dim) { return dim % 16 == 0 && dim <= 256; };
   return first_failure(
-      require(args.span == Span::causal, Code::unsupported,
-              "span must be causal on the GPU; run a causal pass in each direction"),
-      require(!args.last_states.present(), Code::unsupported,
-              "last_states are not kept on the GPU; ask for boundary_states, or call once per token"),
       require(!args.boundary_states.present() || args.boundary_every % chunk_len == 0, Code::bad_value,
               "boundary_every must be a multiple of 64 on the GPU, the tokens of one chunk"),
       require(fits(s.key_dim), Code::unsupported,
@@ -56,13 +53,13 @@ Status check_for_gpu(const LinearAttentionArgs<T, D, R, F>& args) {
       require(fits(s.value_dim), Code::unsupported,
               "value_dim must be a multiple of 16 up to 256 on the GPU; pad v, or give its columns to several heads"),
       require(has_aligned_rows(args.q), Code::bad_stride,
-              "q must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "q must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.k), Code::bad_stride,
-              "k must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "k must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.v), Code::bad_stride,
-              "v must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "v must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_rows(args.o), Code::bad_stride,
-              "o must have a unit last stride, other strides multiples of 8, and data 16-byte aligned"),
+              "o must have a unit last stride, other strides multiples of 16 bytes, and data 16-byte aligned"),
       require(has_aligned_pairs(args.log_decay), Code::bad_stride,
               "log_decay per key must have a unit last stride, other strides multiples of 2, and data 8-byte aligned"),
       require(s.tokens < most_tokens, Code::unsupported,
@@ -78,8 +75,9 @@ struct LinearPlan {
   Device device;
   Instructions instructions = Instructions::warp;
   LinearSchedule schedule;
-  Index ages = 1;       ///< numbers that say what a segment leaves of a state: one, or one for each key
-  bool staged = false;  ///< the pass begins from states that a kernel before it put into the workspace
+  Index ages = 1;            ///< numbers that say what a segment leaves of a state: one, or one for each key
+  bool staged = false;       ///< the pass begins from states that a kernel before it put into the workspace
+  bool reads_total = false;  ///< all queries of a sequence read one state (total_state.cuh)
 
   Index states() const { return staged ? schedule.segments * sequences * shape.state_heads() : 0; }
   std::size_t workspace_bytes() const {
@@ -127,6 +125,12 @@ Status plan_linear(const LinearAttentionArgs<T, D, R, F>& args, LinearPlan& plan
   plan.sequences = sequences_of(args).size();
   if (D == DecayKind::per_key) plan.ages = plan.shape.key_dim;
   if (Status s = current_device(plan.device); !s.ok()) return s;
+  if (D == DecayKind::none && args.span == Span::bidirectional) {
+    plan.reads_total = plan.staged = true;
+    plan.schedule.segments =
+        total_state_segments(plan.sequences, plan.shape.state_heads(), plan.shape, plan.device.multiprocessors, policy);
+    return check_total_state_policy(policy);
+  }
 
   if constexpr (policy.instructions != Instructions::warp) {
     const auto fits = [](Index dim) { return dim == 64 || dim == 128; };
@@ -167,6 +171,7 @@ LinearPass make_pass(const LinearAttentionArgs<T, D, R, F>& args, const LinearPl
   pass.state_slots = args.state_slots;
   pass.boundary_states = key_major<F>(args.boundary_states);
   pass.boundary_every = int(std::min<Index>(args.boundary_every, Index(1) << 30));
+  if (args.last_states.extents[1] > 0) pass.last_states = key_major<F>(args.last_states);
   if (plan.staged) {
     const auto states = contiguous(static_cast<float*>(workspace.data), Index(pass.segments), plan.sequences,
                                    s.state_heads(), s.value_dim, s.key_dim);
@@ -191,8 +196,8 @@ Status for_warpgroup_sizes(Index key_dim, int value_tile, F f) {
   return value_tile == 64 ? f.template operator()<128, 1>() : f.template operator()<128, 2>();
 }
 
-/// What the kernels of one call are given that have value tiles of 64 ValueGroups columns.
-template <int KeyDim, int ValueGroups, class T, DecayKind D, RuleKind R, class F>
+/// What the kernels of one walk are given that have value tiles of 64 ValueGroups columns.
+template <class W, int KeyDim, int ValueGroups, class T, DecayKind D, RuleKind R, class F>
 Status fill_warpgroup_pass(WarpgroupPass<T>& to, const LinearAttentionArgs<T, D, R, F>& args, const LinearPass& pass) {
   to.output = args.o, to.pass = pass;
   to.pass.value_tiles = pass.value_dim / (64 * ValueGroups);
@@ -200,18 +205,19 @@ Status fill_warpgroup_pass(WarpgroupPass<T>& to, const LinearAttentionArgs<T, D,
     return view.size() == 0 ? Status{} : encode_tensor_map<T>(map, view, panels);
   };
   return first_failure(encode(to.q, args.q, KeyDim / 64), encode(to.k, args.k, KeyDim / 64),
-                       encode(to.v, args.v, ValueGroups), encode(to.o, args.o, 1));
+                       encode(to.v, args.v, ValueGroups), encode(to.o, args.o, 1),
+                       W::joins ? encode(to.beside, args.o, 1) : Status{});
 }
 
-template <class T, DecayKind DK, RuleKind R, class F>
+template <class W, class T, DecayKind DK, RuleKind R, class F>
 Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                          cudaStream_t stream) {
   using D = DecayOf<DK>;
   constexpr int static_bytes = int(sizeof(WarpgroupBarriers) + sizeof(Place));
   return for_warpgroup_sizes(plan.shape.key_dim, plan.schedule.value_tile, [&]<int KeyDim, int ValueGroups>() {
     WarpgroupPass<T> kernel_args{};
-    if (Status s = fill_warpgroup_pass<KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
-    const LinearPass& p = kernel_args.pass;
+    if (Status s = fill_warpgroup_pass<W, KeyDim, ValueGroups>(kernel_args, args, pass); !s.ok()) return s;
+    LinearPass& p = kernel_args.pass;
     const Index tiles = plan.sequences * p.value_tiles;
 
     if (pass.segments > 1) {
@@ -220,20 +226,23 @@ Status launch_warpgroups(const LinearAttentionArgs<T, DK, R, F>& args, const Lin
       sums.pass.heads.outputs = int(plan.shape.state_heads()), sums.pass.heads.outputs_per_state = 1;
       sums.pass.stages =
           std::min(most_stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / Tiles::stage);
-      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups, false>,
+      if (Status s = launch(warpgroup_segment_sums<T, D, KeyDim, ValueGroups, W::reversed>,
                             dim3(unsigned(tiles * plan.shape.state_heads()), unsigned(pass.segments - 1)),
                             128 * ValueGroups, Tiles::bytes(sums.pass.stages), stream, sums);
           !s.ok())
         return s;
     }
-    if (plan.staged)
+    if (p.segment_states.present())
       if (Status s = launch_scan<D>(p, stream); !s.ok()) return s;
 
-    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays>;
-    const int bytes = Tiles::bytes(pass.stages);
+    using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::joins>;
+    if (W::joins)  // it has another tile on its way
+      p.stages = std::min(
+          p.stages, (plan.device.shared_bytes - static_bytes - Tiles::bytes(0)) / (Tiles::bytes(1) - Tiles::bytes(0)));
+    const int bytes = Tiles::bytes(p.stages);
     if (bytes + static_bytes > plan.device.shared_bytes)
       return Status{Code::unsupported, "LinearPolicy::stages need more shared memory than the device has; take fewer"};
-    return launch(warpgroup_pass<T, D, KeyDim, ValueGroups>,
+    return launch(warpgroup_pass<T, D, KeyDim, ValueGroups, W>,
                   dim3(unsigned(tiles * plan.shape.output_heads()), unsigned(pass.segments)), pass_threads<ValueGroups>,
                   bytes, stream, kernel_args);
   });
@@ -268,14 +277,22 @@ Status launch_warp_pass(WarpPass<T> args, Index heads, const Device& device, cud
   });
 }
 
-template <LinearPolicy P, class T, DecayKind DK, RuleKind R, class F>
+/// A call's inputs and outputs as a walk by warps takes them.
+template <class W, class T, DecayKind D, RuleKind R, class F>
+WarpPass<T> make_warp_pass(const LinearAttentionArgs<T, D, R, F>& args, const LinearPass& pass) {
+  WarpPass<T> walk{args.q, args.k, args.v, args.o, pass};
+  if constexpr (W::joins) walk.earlier = args.o;
+  return walk;
+}
+
+template <LinearPolicy P, class W, class T, DecayKind DK, RuleKind R, class F>
 Status launch_warps(const LinearAttentionArgs<T, DK, R, F>& args, const LinearPlan& plan, const LinearPass& pass,
                     cudaStream_t stream) {
   using D = DecayOf<DK>;
-  if (plan.staged)
+  if (pass.segment_states.present())
     if (Status s = launch_scan<D>(pass, stream); !s.ok()) return s;
-  return launch_warp_pass<P, T, D, InTime>({args.q, args.k, args.v, args.o, pass},
-                                           plan.sequences * plan.shape.output_heads(), plan.device, stream);
+  return launch_warp_pass<P, T, D, W>(make_warp_pass<W>(args, pass), plan.sequences * plan.shape.output_heads(),
+                                      plan.device, stream);
 }
 
 }  // namespace chela::cuda::detail

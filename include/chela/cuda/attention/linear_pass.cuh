@@ -36,12 +36,15 @@ struct LinearPass {
   int segments = 1;     ///< blocks that share the chunks of a sequence
   int stages = 2;       ///< chunks in flight
   float scale = 1;
-  TensorView<const float, 3> log_decay = {};      ///< [batch, token, state_head]
+  TensorView<const float, 3> log_decay = {};  ///< [batch, token, state_head]
+  int log_decay_lag = 0;  ///< a token has the log-decay of the one so many before it, or zero where there is none
   TensorView<const float, 4> initial_state = {};  ///< [sequence or slot, state_head, key_dim, value_dim], or absent
   TensorView<float, 4> final_state = {};          ///< likewise
   IndexView state_slots = {};                     ///< [sequence], or absent
   TensorView<float, 5> boundary_states = {};      ///< [sequence, boundary, state_head, key_dim, value_dim], or absent
   int boundary_every = 1;                         ///< tokens from one boundary to the next
+  /// [sequence, n, state_head, key_dim, value_dim], or absent: the states after the last n tokens (last_states.cuh)
+  TensorView<float, 5> last_states = {};
   TensorView<float, 5> segment_states = {};    ///< [segment, sequence, state_head, key_dim, value_dim], or absent: the
                                                ///< states at the segments' beginnings
   float* segment_ages = nullptr;               ///< [segment, sequence, state_head], with a decay per key also
@@ -51,12 +54,15 @@ struct LinearPass {
 };
 
 /// How a pass walks. In time, a query sees its own token and earlier ones; reversed, its own and later ones. A pass that may
-/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself.
-template <bool Reversed, bool MaySum>
+/// be asked for DecaySums keeps apart from its products, while it is, what a token does to itself. The second pass of a
+/// bidirectional span joins the first: its queries do not see their own tokens, and its outputs are added to those there.
+template <bool Reversed, bool MaySum, bool Joins = false>
 struct Walk {
-  static constexpr bool reversed = Reversed, may_sum = MaySum;
+  static constexpr bool reversed = Reversed, may_sum = MaySum, joins = Joins;
+  static constexpr bool loads_beside = MaySum || Joins;  ///< something that belongs to each tile of the output
 };
 using InTime = Walk<false, false>;
+using JoiningBack = Walk<true, false, true>;
 
 /// A block's share of the problem. Kept in shared memory: most of it is used once per chunk, and registers are scarce.
 struct Place {
@@ -92,7 +98,9 @@ __device__ inline Place place_of_block(const LinearPass& pass, int value_tile) {
 }
 
 __device__ inline GateSource gates_of(const LinearPass& pass, const Place& place) {
-  return {&pass.log_decay(place.batch, place.first_token, place.given_head), pass.log_decay.strides[1], place.tokens};
+  const Index stride = pass.log_decay.strides[1];
+  const float* const first = &pass.log_decay(place.batch, place.first_token, place.given_head);
+  return {first - pass.log_decay_lag * stride, stride, pass.log_decay_lag, place.tokens};
 }
 
 /// A lane's part of S^T in the layout of products: rows are value columns `row` and `row + 8`, registers 4 j to 4 j + 3
@@ -139,23 +147,46 @@ __device__ inline bool writes_states(const LinearPass& pass, const Place& place)
   return place.head % pass.heads.outputs_per_state == 0;
 }
 
+/// Where the states after the last `count` of so many tokens are computed from: the chunk's beginning before them.
+CHELA_HOST_DEVICE constexpr int last_states_origin(int tokens, int count) {
+  const int first = tokens - (count - 1);
+  return first > 0 ? first / chunk_len * chunk_len : 0;
+}
+
+/// After `tokens` tokens, a whole number of chunks: keeps the state where one is wanted. Of the last states only the one
+/// that they begin with, in the place of the first.
+template <int Registers>
+__device__ void save_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int tokens,
+                           int row, int lane) {
+  if (tokens > place.tokens || !writes_states(pass, place)) return;
+  const int count = int(pass.last_states.extents[1]);
+  const bool at_boundary = pass.boundary_states.present() && tokens > 0 && tokens % pass.boundary_every == 0;
+  const bool at_origin = count > 1 && tokens == last_states_origin(place.tokens, count);
+#pragma unroll 1  // registers are scarce here
+  for (int i = at_boundary ? 0 : 1; i < (at_origin ? 2 : 1); ++i) {
+    const TensorView<float, 5>& states = i == 0 ? pass.boundary_states : pass.last_states;
+    const int index = i == 0 ? tokens / pass.boundary_every - 1 : 0;
+    for_each_state_element<Registers>(state_of(slice(states, place.sequence), index, place.state_head), row, lane,
+                                      [&](int element, float& x) { x = state_t[element]; });
+  }
+}
+/// Whether a pass has to call it.
+__device__ inline bool saves_states(const LinearPass& pass) {
+  return pass.boundary_states.present() || pass.last_states.present();
+}
+
 template <int Registers>
 __device__ void store_last_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place, int row,
                                  int lane) {
-  if (!pass.final_state.present() || place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
-  const Index entry = pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence;
-  for_each_state_element<Registers>(state_of(pass.final_state, entry, place.state_head), row, lane,
-                                    [&](int i, float& x) { x = pass.final_factor * state_t[i]; });
-}
-
-/// After `tokens` tokens, a whole number of chunks: the boundary state, where there is one.
-template <int Registers>
-__device__ void store_boundary_state(const float (&state_t)[Registers], const LinearPass& pass, const Place& place,
-                                     int tokens, int row, int lane) {
-  if (tokens % pass.boundary_every != 0 || tokens > place.tokens || !writes_states(pass, place)) return;
-  const int boundary = tokens / pass.boundary_every - 1;
-  for_each_state_element<Registers>(state_of(slice(pass.boundary_states, place.sequence), boundary, place.state_head),
-                                    row, lane, [&](int i, float& x) { x = state_t[i]; });
+  if (place.segment + 1 != pass.segments || !writes_states(pass, place)) return;
+  const auto store = [&](TensorView<float, 4> states, Index entry, float factor) {
+    for_each_state_element<Registers>(state_of(states, entry, place.state_head), row, lane,
+                                      [&](int i, float& x) { x = factor * state_t[i]; });
+  };
+  if (pass.final_state.present())
+    store(pass.final_state, pass.state_slots.present() ? pass.state_slots[place.sequence] : place.sequence,
+          pass.final_factor);
+  if (pass.last_states.present()) store(slice(pass.last_states, place.sequence), pass.last_states.extents[1] - 1, 1);
 }
 
 }  // namespace chela::cuda::detail

@@ -10,6 +10,13 @@ enum class Instructions {
   warpgroup,  ///< wgmma and the copy engine: sm_90a, key_dim and value_dim 64 or 128
 };
 
+/// How float data is multiplied. Tensor cores take floats with 10 bits behind the point.
+enum class FloatProducts {
+  none,        ///< not at all: float data is refused
+  tf32,        ///< rounded to these: errors as of __half data
+  three_tf32,  ///< in two parts each, three products of them: errors as of float arithmetic
+};
+
 /// Zeros and `automatic` mean the measured defaults (cuda/attention/linear_tuning.cuh).
 struct LinearPolicy {
   Instructions instructions = Instructions::automatic;
@@ -19,6 +26,7 @@ struct LinearPolicy {
   int segments =
       0;  ///< blocks that share one sequence. 1: its states are summed in token order, and continuing from one in
           ///< a later call gives the bits of one call
+  FloatProducts float_products = FloatProducts::none;  ///< of float data
 
   friend bool operator==(const LinearPolicy&, const LinearPolicy&) = default;
 };

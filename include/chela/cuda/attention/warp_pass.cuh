@@ -20,7 +20,8 @@ struct WarpPass {
   TensorView<const T, 4> q, k, v;
   TensorView<T, 4> o;  ///< absent when not wanted
   LinearPass pass;
-  TensorView<const T, 4> primal = {};  ///< what the output is the gradient of; used for pass.sums
+  TensorView<const T, 4> primal = {};   ///< what the output is the gradient of; used for pass.sums
+  TensorView<const T, 4> earlier = {};  ///< what the output of a joining walk is added to, or absent; may be the output
 };
 
 /// Sizes of one instance. Tiles are panels [Tokens][64 columns] (arch::swizzled<Tokens>).
@@ -79,8 +80,17 @@ template <class T>
 struct WarpRows {
   HeadRows<const T> q, k, v;
   HeadRows<T> o;
-  HeadRows<const T> primal;
+  HeadRows<const T> primal, earlier;
 };
+
+/// The row of a token, counted from the sequence's first of so many: elements 8 unit + 2 pair and the next, zero where there
+/// are none.
+template <class T>
+__device__ float2 load_pair(const HeadRows<const T>& rows, int token, int tokens, int unit, int pair) {
+  if (token >= tokens || unit >= rows.units) return {0, 0};
+  return arch::unpack<T>(
+      *reinterpret_cast<const std::uint32_t*>(rows.data + token * rows.stride + 8 * unit + 2 * pair));
+}
 
 /// The chunk that a pass comes to in its `step`, of so many.
 template <class W>
@@ -119,7 +129,8 @@ __device__ void load_chunk(const LinearPass& pass, const WarpRows<T>& rows, cons
     if (thread < chunk_len) {
       const GateSource source = gates_of(pass, place);
       arch::copy_async_4(tiles.log_decays(step) + 4u * unsigned(thread),
-                         source.data + (first + thread) * source.token_stride, thread < Tiles::tokens && thread < left);
+                         source.data + (first + thread) * source.token_stride,
+                         thread < Tiles::tokens && source.has(first + thread));
     }
   }
 }
@@ -185,6 +196,7 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane, b
       const auto kept = [&](int e) {
         const int apart = W::reversed ? key + e - row - 8 * i : row + 8 * i - key - e;
         const float score = scores[4 * j + 2 * i + e];
+        if (W::joins && apart == 0) return 0.f;
         if (W::may_sum && own_apart && apart == 0) {
           arch::store_shared_float(tiles.own_scores(chunk) + 4u * unsigned(key + e), score);
           return 0.f;
@@ -199,24 +211,24 @@ __device__ void make_scores(const Tiles& tiles, int chunk, int part, int lane, b
 }
 
 /// Ends an output tile [16 tokens, 16 value columns] of a warp whose tokens' own terms were kept apart: leaves the sums
-/// over these columns of products with what it is the gradient of, then adds them. `first`: the chunk's first token.
-template <class T, class Tiles>
-__device__ void end_gradient(float (&output)[8], const Tiles& tiles, const HeadRows<const T>& primal, int left,
+/// over these columns of products with what it is the gradient of, then adds them unless the walk leaves them out. `first`:
+/// the chunk's first token.
+template <class T, class W, class Tiles>
+__device__ void end_gradient(float (&output)[8], const Tiles& tiles, const HeadRows<const T>& primal, int tokens,
                              int first, int row, int chunk, int warp, int lane) {
   float sums[2] = {};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int token = row + lane / 4 + i % 2 * 8, unit = 2 * warp + i / 2;
-    float2 x{};
-    if (token < left && unit < primal.units)
-      x = arch::unpack<T>(*reinterpret_cast<const std::uint32_t*>(primal.data + (first + token) * primal.stride +
-                                                                  8 * unit + 2 * (lane % 4)));
-    const float own = arch::load_shared_float(tiles.own_scores(chunk) + 4u * unsigned(token));
-    const float2 v = arch::unpack<T>(__float_as_uint(arch::load_shared_float(
-        tiles.values(chunk) + unsigned(arch::swizzled<Tiles::tokens>(token, unit) + 4 * (lane % 4)))));
+    const float2 x = load_pair(primal, first + token, tokens, unit, lane % 4);
     float* const o = output + 2 * i;
     sums[i % 2] += x.x * o[0] + x.y * o[1];
-    o[0] = fmaf(own, v.x, o[0]), o[1] = fmaf(own, v.y, o[1]);
+    if constexpr (!W::joins) {
+      const float own = arch::load_shared_float(tiles.own_scores(chunk) + 4u * unsigned(token));
+      const float2 v = arch::unpack<T>(__float_as_uint(arch::load_shared_float(
+          tiles.values(chunk) + unsigned(arch::swizzled<Tiles::tokens>(token, unit) + 4 * (lane % 4)))));
+      o[0] = fmaf(own, v.x, o[0]), o[1] = fmaf(own, v.y, o[1]);
+    }
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -227,22 +239,17 @@ __device__ void end_gradient(float (&output)[8], const Tiles& tiles, const HeadR
   }
 }
 
-/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, each 16 tokens
-/// after end(output, first row), and the state after.
-template <class T, class D, class W, int Registers, class Tiles, class End>
-__device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
-                     int lane, End end) {
+/// O = Q S, [16 tokens, 16 value columns] each.
+template <class T, class Tiles, int Registers>
+__device__ void read_state(float (&output)[Tiles::tokens / 16][8], const float (&state_t)[Registers], std::uint32_t q,
+                           int lane) {
   constexpr int rows = Tiles::tokens / 16;
-  const std::uint32_t q = tiles.queries(chunk), k = tiles.keys(chunk), v = tiles.values(chunk), p = tiles.scores(chunk);
-  const SharedGates gates = tiles.gates(chunk);
-
-  float output[rows][8];  // [16 tokens, 16 value columns] each
 #pragma unroll
   for (int m = 0; m < rows; ++m)
 #pragma unroll
     for (int i = 0; i < 8; ++i) output[m][i] = 0;
 #pragma unroll
-  for (int i = 0; i < Tiles::key_units / 2; ++i) {  // O = Q S
+  for (int i = 0; i < Tiles::key_units / 2; ++i) {
     const float* s = state_t + 8 * i;
     const std::uint32_t low[2] = {arch::pack<T>(s[0], s[1]), arch::pack<T>(s[4], s[5])};
     const std::uint32_t high[2] = {arch::pack<T>(s[2], s[3]), arch::pack<T>(s[6], s[7])};
@@ -254,6 +261,57 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
       arch::multiply_add<T>(output[m] + 4, a, high[0], high[1]);
     }
   }
+}
+
+/// V^T of a warp's 16 value columns as register operands, 16 tokens each.
+template <class Tiles>
+__device__ void load_values_transposed(std::uint32_t (&values_t)[Tiles::tokens / 16][4], std::uint32_t v, int warp,
+                                       int lane) {
+#pragma unroll
+  for (int i = 0; i < Tiles::tokens / 16; ++i)
+    arch::load_matrices_transposed(values_t[i], v + unsigned(arch::swizzled<Tiles::tokens>(
+                                                        16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+}
+
+/// S^T += V^T K.
+template <class T, class Tiles, int Registers>
+__device__ void write_state(float (&state_t)[Registers], const std::uint32_t (&values_t)[Tiles::tokens / 16][4],
+                            std::uint32_t k, int lane) {
+#pragma unroll
+  for (int i = 0; i < Tiles::tokens / 16; ++i)
+#pragma unroll
+    for (int j = 0; j < Registers / 4; j += 2) {
+      std::uint32_t b[4];
+      arch::load_matrices_transposed(b, k + unsigned(arch::swizzled<Tiles::tokens>(16 * i + lane % 16, j + lane / 16)));
+      arch::multiply_add<T>(state_t + 4 * j, values_t[i], b[0], b[1]);
+      arch::multiply_add<T>(state_t + 4 * j + 4, values_t[i], b[2], b[3]);
+    }
+}
+
+/// A warp's 16 columns of 16 tokens of the output, from row `first` of its tile on. value(i): the lane's pair of token
+/// lane / 4 + 8 (i % 2) and 16-byte unit i / 2.
+template <class T, class Tiles, class Value>
+__device__ void stage_output(std::uint32_t tile, int first, int warp, int lane, Value value) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = value(i);
+    arch::store_shared_word(
+        tile + unsigned(arch::swizzled<Tiles::tokens>(first + lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4 * (lane % 4)),
+        arch::pack<T>(pair.x, pair.y));
+  }
+}
+
+/// One chunk by the warp that has value columns 16 `warp` and on of the tile: outputs into shared memory, each 16 tokens
+/// after end(output, first row), added to earlier(row, unit) if the walk joins; and the state after.
+template <class T, class D, class W, int Registers, class Tiles, class End, class Earlier>
+__device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t)[Registers], int chunk, int warp,
+                     int lane, End end, Earlier earlier) {
+  constexpr int rows = Tiles::tokens / 16;
+  const std::uint32_t k = tiles.keys(chunk), v = tiles.values(chunk), p = tiles.scores(chunk);
+  const SharedGates gates = tiles.gates(chunk);
+
+  float output[rows][8];
+  read_state<T, Tiles>(output, state_t, tiles.queries(chunk), lane);
   if constexpr (D::decays) {
 #pragma unroll
     for (int m = 0; m < rows; ++m)
@@ -265,10 +323,7 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
       }
   }
   std::uint32_t values_t[rows][4];
-#pragma unroll
-  for (int i = 0; i < rows; ++i)
-    arch::load_matrices_transposed(values_t[i], v + unsigned(arch::swizzled<Tiles::tokens>(
-                                                        16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+  load_values_transposed<Tiles>(values_t, v, warp, lane);
 #pragma unroll
   for (int m = 0; m < rows; ++m)  // O += P V
 #pragma unroll
@@ -281,12 +336,14 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
 #pragma unroll
   for (int m = 0; m < rows; ++m) {
     end(output[m], 16 * m);
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      arch::store_shared_word(
-          tiles.output(chunk) +
-              unsigned(arch::swizzled<Tiles::tokens>(16 * m + lane / 4 + i % 2 * 8, 2 * warp + i / 2) + 4 * (lane % 4)),
-          arch::pack<T>(pass.scale * output[m][2 * i], pass.scale * output[m][2 * i + 1]));
+    stage_output<T, Tiles>(tiles.output(chunk), 16 * m, warp, lane, [&](int i) {
+      const float x = output[m][2 * i], y = output[m][2 * i + 1];
+      if constexpr (W::joins) {
+        const float2 sum = earlier(16 * m + lane / 4 + i % 2 * 8, 2 * warp + i / 2);
+        return float2{fmaf(pass.scale, x, sum.x), fmaf(pass.scale, y, sum.y)};
+      }
+      return float2{pass.scale * x, pass.scale * y};
+    });
   }
 
   if constexpr (D::decays) {
@@ -295,15 +352,7 @@ __device__ void step(const Tiles& tiles, const LinearPass& pass, float (&state_t
 #pragma unroll
     for (int i = 0; i < Registers; ++i) state_t[i] *= age;
   }
-#pragma unroll
-  for (int i = 0; i < rows; ++i)  // S^T += V^T K
-#pragma unroll
-    for (int j = 0; j < Registers / 4; j += 2) {
-      std::uint32_t b[4];
-      arch::load_matrices_transposed(b, k + unsigned(arch::swizzled<Tiles::tokens>(16 * i + lane % 16, j + lane / 16)));
-      arch::multiply_add<T>(state_t + 4 * j, values_t[i], b[0], b[1]);
-      arch::multiply_add<T>(state_t + 4 * j + 4, values_t[i], b[2], b[3]);
-    }
+  write_state<T, Tiles>(state_t, values_t, k, lane);
 }
 
 /// Stores the outputs of one chunk, which lie in shared memory. All threads.
@@ -347,7 +396,8 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
                                   {args.k, place, place.key_head, 0},
                                   {args.v, place, place.value_head, place.value_begin},
                                   {args.o, place, place.head, place.value_begin},
-                                  {args.primal, place, place.head / pass.heads.outputs_per_primal, place.value_begin}};
+                                  {args.primal, place, place.head / pass.heads.outputs_per_primal, place.value_begin},
+                                  {args.earlier, place, place.head, place.value_begin}};
   }
   __syncthreads();
   const auto& rows = *reinterpret_cast<const WarpRows<T>*>(rows_memory);
@@ -378,6 +428,9 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
   float state_t[KeyClass / 2];  // [16 value columns, KeyClass]
   const int value = place.value_begin + 16 * warp + lane / 4;
   if (has_state) load_first_state(state_t, pass, place, value, lane);
+  if constexpr (!W::reversed) {
+    if (has_state && saves_states(pass)) save_state(state_t, pass, place, 0, value, lane);
+  }
   arch::wait_copies<Stages - 2>();
   __syncthreads();
   scores(0);
@@ -392,16 +445,20 @@ __global__ void __launch_bounds__(32 * (ValueWarps + ScoreWarps), 1)
     if constexpr (W::may_sum && !W::reversed) {
       if (sums_rows) keep_state(state_t, pass, place, first, value, lane);
     }
-    step<T, D, W>(tiles, pass, state_t, done, warp, lane, [&](float(&output)[8], int row) {
+    const auto end = [&](float(&output)[8], int row) {
       if constexpr (W::may_sum) {
-        if (sums_rows) end_gradient<T>(output, tiles, rows.primal, place.tokens - first, first, row, done, warp, lane);
+        if (sums_rows) end_gradient<T, W>(output, tiles, rows.primal, place.tokens, first, row, done, warp, lane);
       }
-    });
+    };
+    const auto earlier = [&](int row, int unit) {
+      return load_pair(rows.earlier, first + row, place.tokens, unit, lane % 4);
+    };
+    step<T, D, W>(tiles, pass, state_t, done, warp, lane, end, earlier);
     if constexpr (W::may_sum && W::reversed) {
       if (pass.sums.anchors) store_anchor(state_t, pass, place, first, value, lane);
     }
     if constexpr (!W::reversed) {
-      if (pass.boundary_states.present()) store_boundary_state(state_t, pass, place, first + Tokens, value, lane);
+      if (saves_states(pass)) save_state(state_t, pass, place, first + Tokens, value, lane);
     }
   }
   __syncthreads();

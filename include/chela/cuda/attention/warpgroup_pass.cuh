@@ -80,13 +80,13 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
       const ScoreWeights chunk = tiles.score_weights(at.place);
 #pragma unroll
       for (int i = 0; i < 2; ++i) reach[i] = min(reach[i], chunk.reach(row + 8 * i));
-      weigh_scores<W, !W::may_sum>(scores, chunk, warp, lane);
+      weigh_scores<W, !W::loads_beside>(scores, chunk, warp, lane);
     }
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int query = row + 8 * (i % 4 / 2), key = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
       const int apart = W::reversed ? key - query : query - key;
-      bool seen = unsigned(apart) <= unsigned(reach[i % 4 / 2]);
+      bool seen = unsigned(apart) <= unsigned(reach[i % 4 / 2]) && !(W::joins && apart == 0);
       if constexpr (!D::decays && !W::reversed) seen = key <= query;
       scores[i] = seen ? scores[i] : 0.f;
     }
@@ -122,9 +122,8 @@ __device__ void make_scores(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
 /// copy engine takes it; or stored row by row where the chunk is shared with the next sequence.
 template <class T>
 __device__ void hand_over_output(const WarpgroupPass<T>& args, const float (&output_t)[32], std::uint32_t staged,
-                                 const Place& place, int chunk, bool shared, int group, int thread) {
+                                 const Place& place, int chunk, bool shared, float scale, int group, int thread) {
   const int warp = thread / 32, lane = thread % 32;
-  const float scale = args.pass.scale;
   const auto pack = [&](int i) { return arch::pack<T>(scale * output_t[i], scale * output_t[i + 1]); };
 #pragma unroll
   for (int j = 0; j < 8; j += 2)
@@ -186,6 +185,23 @@ __device__ void end_gradient(float (&output_t)[32], const Tiles& tiles, std::uin
   arch::store_shared_float2(tiles.row_sums(group, staged, warp) + 8u * unsigned(lane), sum.x, sum.y);
 }
 
+/// O^T of a warpgroup times the scale, added to the outputs that lie in `earlier`.
+template <class T>
+__device__ void join_output(float (&output_t)[32], std::uint32_t earlier, float scale, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    std::uint32_t x[4];
+    arch::load_matrices_transposed(
+        x, earlier + unsigned(arch::swizzled<chunk_len>(16 * i + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2)));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = arch::unpack<T>(x[j]);
+      float* const o = output_t + 8 * i + 2 * j;
+      o[0] = fmaf(scale, o[0], pair.x), o[1] = fmaf(scale, o[1], pair.y);
+    }
+  }
+}
+
 /// Warpgroups 1 and on: outputs and states of 64 value columns each. Where registers are `Roomy` and there is a decay,
 /// S^T Q^T and V^T P^T have sums of their own, so that the second need not wait for the first to be weighed.
 template <class T, class D, class W, int KeyDim, bool Roomy, class Tiles>
@@ -207,8 +223,11 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
   round_state();
 
   const int shared = shared_chunk(pass, place), count = place.end_chunk - place.first_chunk;
-  const bool keeps_boundaries = pass.boundary_states.present();
+  const bool saves = saves_states(pass);
   const bool sums_rows = W::may_sum && pass.sums.rows;
+  if constexpr (!W::reversed) {
+    if (saves && place.segment == 0) save_state(state_t, pass, place, 0, value, lane);
+  }
   RingPosition at, buffer, staged;
   for (int step = 0; step < count; ++step) {
     const int chunk = W::reversed ? place.end_chunk - 1 - step : place.first_chunk + step;
@@ -283,21 +302,25 @@ __device__ void carry_state(const WarpgroupPass<T>& args, const Tiles& tiles, Wa
     const std::uint32_t output = tiles.output(group, staged.place);
     if constexpr (W::may_sum) {
       if (sums_rows) {  // what the output is the gradient of lies where the output will: a warp overwrites what only it reads
-        arch::wait_barrier(arch::shared_address(&barriers.primal[group][staged.place]), staged.parity);
+        arch::wait_barrier(arch::shared_address(&barriers.beside[group][staged.place]), staged.parity);
         end_gradient<T>(output_t, tiles, v, output, group, buffer.place, staged.place, warp, lane);
         round_state();
       }
     }
+    if constexpr (W::joins) {  // likewise
+      arch::wait_barrier(arch::shared_address(&barriers.beside[group][staged.place]), staged.parity);
+      join_output<T>(output_t, output, pass.scale, warp, lane);
+    }
     arch::arrive(arch::shared_address(&barriers.released[at.place]));
     arch::arrive(arch::shared_address(&barriers.taken[buffer.place]));
     arch::wait_barrier(arch::shared_address(&barriers.cleared[group][staged.place]), staged.parity ^ 1);
-    hand_over_output(args, output_t, output, place, chunk, chunk == shared, group, thread);
+    hand_over_output(args, output_t, output, place, chunk, chunk == shared, W::joins ? 1.f : pass.scale, group, thread);
     arch::arrive(arch::shared_address(&barriers.staged[group][staged.place]));
     if constexpr (W::may_sum && W::reversed) {
       if (pass.sums.anchors) store_anchor(state_t, pass, place, chunk * chunk_len, value, lane);
     }
     if constexpr (!W::reversed) {
-      if (keeps_boundaries) store_boundary_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
+      if (saves) save_state(state_t, pass, place, (chunk + 1) * chunk_len, value, lane);
     }
     at.advance(tiles.stages);
     buffer.advance(2);
@@ -316,8 +339,9 @@ struct RegisterShares {
 };
 /// Together what the launch gives: 168 a thread to three warpgroups, 128 to four, 80 to three of which two blocks are to
 /// fit on a multiprocessor.
-CHELA_HOST_DEVICE constexpr RegisterShares register_shares(bool decays, bool may_sum, int value_groups, int blocks) {
-  if (value_groups == 2 && decays) return may_sum ? RegisterShares{72, 200, 40} : RegisterShares{96, 192, 32};
+CHELA_HOST_DEVICE constexpr RegisterShares register_shares(bool decays, bool loads_beside, int value_groups,
+                                                           int blocks) {
+  if (value_groups == 2 && decays) return loads_beside ? RegisterShares{72, 200, 40} : RegisterShares{96, 192, 32};
   if (value_groups == 2) return {72, 208, 24};
   if (blocks == 2) return decays ? RegisterShares{72, 136, 32} : RegisterShares{80, 136, 24};
   return {128, 240, 56};
@@ -335,12 +359,12 @@ __device__ void share_registers() {
 template <class T, class D, class W, int KeyDim, int ValueGroups, int Blocks = 1>
 __device__ void run_warpgroups(const WarpgroupPass<T>& args, char* memory, WarpgroupBarriers& barriers, Place& place,
                                unsigned block) {
-  using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::may_sum>;
+  using Tiles = WarpgroupTiles<KeyDim, ValueGroups, true, D::decays, W::loads_beside>;
   const Tiles tiles(memory, args.pass.stages);
   if (threadIdx.x == 0) place = place_of_block(args.pass, 64 * ValueGroups, block, W::reversed);
   init_barriers(barriers, tiles.stages, ValueGroups);
   constexpr int given = 65536 / (Blocks * pass_threads<ValueGroups>) / 8 * 8;
-  constexpr RegisterShares shares = register_shares(D::decays, W::may_sum, ValueGroups, Blocks);
+  constexpr RegisterShares shares = register_shares(D::decays, W::loads_beside, ValueGroups, Blocks);
   static_assert(shares.scores + ValueGroups * shares.states + shares.service <= (2 + ValueGroups) * given);
   const int warpgroup = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), thread = int(threadIdx.x) % 128;
   if (warpgroup == 0) {

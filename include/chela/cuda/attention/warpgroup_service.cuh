@@ -53,11 +53,12 @@ class OutputStores {
         place_(place),
         lane_(lane),
         count_(place.end_chunk - place.first_chunk),
-        sums_(W::may_sum && args.pass.sums.rows) {}
+        sums_(W::may_sum && args.pass.sums.rows),
+        loads_beside_(W::joins || sums_) {}
 
   __device__ void run() const {
-    if (sums_ && lane_ == 0)
-      for (int i = 0; i < 3; ++i) load_primal(i, i);
+    if (loads_beside_ && lane_ == 0)
+      for (int i = 0; i < 3; ++i) load_beside(i, i);
     const int shared = shared_chunk(args_.pass, place_);
     RingPosition staged;
     for (int step = 0; step < count_; ++step) {
@@ -74,14 +75,14 @@ class OutputStores {
   }
 
  private:
-  /// What the output of a step is the gradient of, into the place of that output.
-  __device__ void load_primal(int step, int staged) const {
+  /// What belongs beside the output of a step, into the place of that output.
+  __device__ void load_beside(int step, int staged) const {
     if (step >= count_) return;
     const int head = place_.head / args_.pass.heads.outputs_per_primal;
     for (int group = 0; group < ValueGroups; ++group) {
-      const std::uint32_t loaded = arch::shared_address(&barriers_.primal[group][staged]);
+      const std::uint32_t loaded = arch::shared_address(&barriers_.beside[group][staged]);
       arch::arrive_expecting(loaded, Tiles::panel);
-      arch::load_tensor(tiles_.output(group, staged), &args_.primal, loaded, 0, token_of(step),
+      arch::load_tensor(tiles_.output(group, staged), &args_.beside, loaded, 0, token_of(step),
                         place_.value_begin / 64 + group, head, place_.batch);
     }
   }
@@ -97,7 +98,7 @@ class OutputStores {
         arch::store_tensor(&args_.o, tiles_.output(group, staged), 0, token_of(step), place_.value_begin / 64 + group,
                            place_.head, place_.batch);
     }
-    if (step > 0 && sums_) load_primal(step + 2, before);
+    if (step > 0 && loads_beside_) load_beside(step + 2, before);
   }
 
   /// Over the warps of each warpgroup.
@@ -122,7 +123,7 @@ class OutputStores {
   WarpgroupBarriers& barriers_;
   const Place& place_;
   int lane_, count_;
-  bool sums_;
+  bool sums_, loads_beside_;
 };
 
 /// The three of them; `warp` counts the warps of a warpgroup.

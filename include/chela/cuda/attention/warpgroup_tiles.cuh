@@ -13,7 +13,7 @@ struct WarpgroupPass {
   CUtensorMap q, k, v, o;
   TensorView<T, 4> output;
   LinearPass pass;
-  CUtensorMap primal = {};  ///< what the output is the gradient of; used for pass.sums
+  CUtensorMap beside = {};  ///< what the output is the gradient of, for pass.sums; or added to, where the walk joins
 };
 
 /// Most chunks in flight.
@@ -26,7 +26,7 @@ struct WarpgroupBarriers {
   std::uint64_t gated[most_stages];     ///< a chunk's decay weights are there, in the place's own buffer
   std::uint64_t scored[2];              ///< by buffer of scores
   std::uint64_t taken[2];
-  std::uint64_t primal[2][3];  ///< [warpgroup with a state, staging tile]
+  std::uint64_t beside[2][3];  ///< [warpgroup with a state, staging tile]
   std::uint64_t staged[2][3];  ///< likewise: an output is on its way
   std::uint64_t cleared[2][3];
 };
@@ -42,7 +42,7 @@ struct RingPosition {
 };
 
 /// Where things lie. Tiles are panels [64 tokens][64 columns] (arch::swizzled<64>) of `panel` bytes.
-template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool MaySum = false>
+template <int KeyDim, int ValueGroups, bool Outputs, bool Decays, bool LoadsBeside = false>
 struct WarpgroupTiles {
   static constexpr bool outputs = Outputs;
   static constexpr int panel = chunk_len * 128;
@@ -52,8 +52,8 @@ struct WarpgroupTiles {
   static constexpr int ring_bytes = gate_rings * GateRing::bytes;
   static constexpr int gate_bytes = Decays && Outputs ? SharedGates::bytes + ScoreWeights::bytes : 0;  ///< of a chunk
   static constexpr int column_bytes = chunk_len * int(sizeof(float));
-  static constexpr int staging = !Outputs ? 0 : MaySum ? 3 : 2;  ///< tiles of outputs on their way, per warpgroup
-  static constexpr int own_bytes = MaySum ? (2 + 4 * staging * ValueGroups) * column_bytes : 0;
+  static constexpr int staging = !Outputs ? 0 : LoadsBeside ? 3 : 2;  ///< tiles of outputs on their way, per warpgroup
+  static constexpr int own_bytes = LoadsBeside ? (2 + 4 * staging * ValueGroups) * column_bytes : 0;
 
   /// Dynamic shared memory, with room to begin at a multiple of 1024.
   static constexpr int bytes(int stages) {
@@ -142,7 +142,7 @@ __device__ inline void init_barriers(WarpgroupBarriers& barriers, int stages, in
     }
     for (int i = 0; i < 2; ++i) init(barriers.scored[i], 128), init(barriers.taken[i], 128 * value_groups);
     for (int i = 0; i < 6; ++i) {
-      init(barriers.primal[i / 3][i % 3], 1);
+      init(barriers.beside[i / 3][i % 3], 1);
       init(barriers.staged[i / 3][i % 3], 128);
       init(barriers.cleared[i / 3][i % 3], 1);
     }
