@@ -3,8 +3,9 @@
 // (attention/linear.hpp has the argument struct, cuda/attention/linear_backward_launch.cuh the method).
 //
 // Elements are __nv_bfloat16 or __half; log-decays, states and their gradients are float. As in the pass of the outputs,
-// operands of products are rounded to 16 bits: with __half, gradients of the state divided by the scale must stay below
-// 65504. Where output heads share a head of q, k or v, their parts of its gradient are rounded before they are summed.
+// operands of products are rounded to 16 bits: with __half, gradients of the state and, where log-decays per key want
+// theirs, of q, divided by the scale, must stay below 65504. Where output heads share a head of q, k or v, their parts of
+// its gradient are rounded before they are summed.
 #include <cuda_runtime.h>
 
 #include "chela/attention/linear.hpp"
