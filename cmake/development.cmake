@@ -85,11 +85,14 @@ if(CHELA_ENABLE_CUDA)
     add_dependencies(cuda_programs test_${name})
   endfunction()
 
-  # chela_add_cuda_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cuda.
+  # chela_add_cuda_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cuda. Its kernels are those of the
+  # tests: one architecture spares half of the time where programs are only to be compiled.
+  set(CHELA_CUDA_BENCH_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING "GPUs that benchmarks are compiled for")
   function(chela_add_cuda_bench op)
     add_executable(bench_${op}_cuda ${ARGN})
     target_include_directories(bench_${op}_cuda PRIVATE ${PROJECT_SOURCE_DIR}/bench ${PROJECT_SOURCE_DIR}/tests)
     target_link_libraries(bench_${op}_cuda PRIVATE chela_cuda_development benchmark::benchmark)
+    set_target_properties(bench_${op}_cuda PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_BENCH_ARCHITECTURES}")
     add_dependencies(cuda_programs bench_${op}_cuda)
   endfunction()
 
