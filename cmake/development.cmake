@@ -75,24 +75,30 @@ if(CHELA_ENABLE_CUDA)
   # Builds every CUDA program and nothing else.
   add_custom_target(cuda_programs)
 
+  # Benchmarks, and tests that repeat others in half precision, are of kernels that the other tests have as well: fewer
+  # architectures for them spare time where programs are only to be compiled.
+  set(CHELA_CUDA_REPEATED_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING
+    "GPUs that programs are compiled for whose kernels others have")
+
   # chela_add_cuda_test(<name> <source>...) adds the program test_<name> and the CTest test <name>, skipped without a device.
   function(chela_add_cuda_test name)
     add_executable(test_${name} ${ARGN})
     target_include_directories(test_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     target_link_libraries(test_${name} PRIVATE chela_cuda_test_main)
+    if(name MATCHES "_half$")
+      set_target_properties(test_${name} PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_REPEATED_ARCHITECTURES}")
+    endif()
     add_test(NAME ${name} COMMAND test_${name})
     set_tests_properties(${name} PROPERTIES LABELS cuda SKIP_RETURN_CODE 77)
     add_dependencies(cuda_programs test_${name})
   endfunction()
 
-  # chela_add_cuda_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cuda. Its kernels are those of the
-  # tests: one architecture spares half of the time where programs are only to be compiled.
-  set(CHELA_CUDA_BENCH_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING "GPUs that benchmarks are compiled for")
+  # chela_add_cuda_bench(<op> <source>...) adds the Google Benchmark program bench_<op>_cuda.
   function(chela_add_cuda_bench op)
     add_executable(bench_${op}_cuda ${ARGN})
     target_include_directories(bench_${op}_cuda PRIVATE ${PROJECT_SOURCE_DIR}/bench ${PROJECT_SOURCE_DIR}/tests)
     target_link_libraries(bench_${op}_cuda PRIVATE chela_cuda_development benchmark::benchmark)
-    set_target_properties(bench_${op}_cuda PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_BENCH_ARCHITECTURES}")
+    set_target_properties(bench_${op}_cuda PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_REPEATED_ARCHITECTURES}")
     add_dependencies(cuda_programs bench_${op}_cuda)
   endfunction()
 
