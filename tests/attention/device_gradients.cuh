@@ -177,4 +177,37 @@ Args tokens_of(Args args, Index begin, Index count) {
   return args;
 }
 
+/// Packed sequences have the gradients that each has alone, bit for bit. `p` has 1700 tokens and two heads of each kind.
+template <LinearPolicy P, class T, DecayKind D>
+void check_ragged(Problem<T, D, RuleKind::additive> p) {
+  const std::int64_t offsets[] = {0, 0, 5, 69, 70, 70, 198, 300, 512, 1700};
+  constexpr Index sequences = 9;
+  const Index key_dim = p.k.extents()[3];
+  p.k(0, 69, 0, 3) = T(std::numeric_limits<float>::quiet_NaN());  // must not reach its neighbours
+  const DeviceGradients<T, D> packed(p), alone(p);
+  const DeviceTensor<float, 4> starts(random_tensor<float>(11, sequences, Index(2), key_dim, Index(64))),
+      ends(random_tensor<float>(12, sequences, Index(2), key_dim, Index(64)));
+  const auto none = nan_tensor<float>(sequences, Index(2), key_dim, Index(64));
+  const DeviceTensor<float, 4> packed_states(none), alone_states(none);
+  Tensor<std::int64_t, 1> cu_seqlens(sequences + 1);
+  std::copy(std::begin(offsets), std::end(offsets), cu_seqlens.begin());
+  const DeviceTensor<std::int64_t, 1> device_offsets(cu_seqlens);
+
+  auto args = packed.args();
+  args.initial_state = starts, args.grad_final_state = ends, args.grad_initial_state = packed_states;
+  args.cu_seqlens = device_offsets.view();
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  for (Index i = 0; i < sequences; ++i) {
+    auto one = tokens_of(alone.args(), offsets[i], offsets[i + 1] - offsets[i]);
+    const auto own = [&](const auto& states) { return chela::run(states.view(), 0, i, 1); };
+    one.initial_state = own(starts), one.grad_final_state = own(ends), one.grad_initial_state = own(alone_states);
+    REQUIRE(run_on_device<P>(one, alone.stream).ok());
+  }
+  CHECK(same_bits(packed.grad_q.host(), alone.grad_q.host()));
+  CHECK(same_bits(packed.grad_k.host(), alone.grad_k.host()));
+  CHECK(same_bits(packed.grad_v.host(), alone.grad_v.host()));
+  CHECK(same_bits(packed_states.host(), alone_states.host()));
+  if (D != DecayKind::none) CHECK(same_bits(packed.grad_log_decay.host(), alone.grad_log_decay.host()));
+}
+
 }  // namespace chela::test

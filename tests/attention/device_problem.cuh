@@ -82,4 +82,25 @@ struct ValueMajor : LinearAttentionForm {
   static constexpr StateLayout state_layout = StateLayout::value_major;
 };
 
+/// Runs on [batch, head, token, dim] tensors whose rows have room to spare, and compares with the packed layout.
+template <LinearPolicy P, class T, DecayKind D>
+void check_strides(const Problem<T, D, RuleKind::additive>& p) {
+  const auto spread = [](const Tensor<T, 4>& packed) {
+    const auto [b, t, h, d] = packed.extents();
+    Tensor<T, 4> wide(std::array<Index, 4>{b, h, t, d + 24}, T(7.f));
+    for_each_index(packed.view(), [&](auto i, auto j, auto l, auto m) { wide(i, l, j, m) = packed(i, j, l, m); });
+    return wide;
+  };
+  const auto narrow_view = [](const DeviceTensor<T, 4>& wide) {
+    return transposed(chela::run(wide.view(), 3, 0, wide.view().extents[3] - 24), 1, 2);
+  };
+  const DeviceProblem<T, D> packed(p);
+  const DeviceTensor<T, 4> q(spread(p.q)), k(spread(p.k)), v(spread(p.v)), o(spread(p.output()));
+  REQUIRE(run_on_device<P>(packed.args(), packed.stream).ok());
+  auto args = packed.args();
+  args.q = narrow_view(q), args.k = narrow_view(k), args.v = narrow_view(v), args.o = narrow_view(o);
+  REQUIRE(run_on_device<P>(args, packed.stream).ok());
+  CHECK(same_bits(o.host(), spread(packed.o.host())));
+}
+
 }  // namespace chela::test

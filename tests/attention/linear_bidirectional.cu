@@ -78,27 +78,6 @@ TEST_CASE_TEMPLATE("both ways, two runs give the same bits", M, CHELA_MEMBERS) {
   CHECK(same_bits(first.final_state.host(), second.final_state.host()));
 }
 
-/// On [batch, head, token, dim] tensors whose rows have room to spare.
-template <LinearPolicy P, DecayKind D>
-void check_strides(const Problem<Element, D, RuleKind::additive>& p) {
-  const auto spread = [](const Tensor<Element, 4>& packed) {
-    const auto [b, t, h, d] = packed.extents();
-    Tensor<Element, 4> wide(std::array<Index, 4>{b, h, t, d + 24}, Element(7.f));
-    for_each_index(packed.view(), [&](auto i, auto j, auto l, auto m) { wide(i, l, j, m) = packed(i, j, l, m); });
-    return wide;
-  };
-  const auto narrow_view = [](const DeviceTensor<Element, 4>& wide) {
-    return transposed(chela::run(wide.view(), 3, 0, wide.view().extents[3] - 24), 1, 2);
-  };
-  const DeviceProblem<Element, D> packed(p);
-  const DeviceTensor<Element, 4> q(spread(p.q)), k(spread(p.k)), v(spread(p.v)), o(spread(p.output()));
-  REQUIRE(run_on_device<P>(packed.args(), packed.stream).ok());
-  auto args = packed.args();
-  args.q = narrow_view(q), args.k = narrow_view(k), args.v = narrow_view(v), args.o = narrow_view(o);
-  REQUIRE(run_on_device<P>(args, packed.stream).ok());
-  CHECK(same_bits(o.host(), spread(packed.o.host())));
-}
-
 TEST_CASE_TEMPLATE("both ways on strided tensors", M, CHELA_MEMBERS) {
   const Shape shape{
       .batch = 2, .tokens = 130, .query_heads = 3, .key_heads = 3, .value_heads = 3, .key_dim = 64, .value_dim = 64};

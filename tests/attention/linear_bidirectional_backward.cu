@@ -113,44 +113,12 @@ TEST_CASE_TEMPLATE("gradients both ways of a state in place", M, CHELA_MEMBERS) 
   }
 }
 
-template <LinearPolicy P, DecayKind D>
-void check_ragged(Index key_dim) {
-  const std::int64_t offsets[] = {0, 0, 5, 69, 70, 70, 198, 300, 512, 1700};
-  constexpr Index sequences = 9;
-  auto p = both_ways<D>(shape_of(1700, key_dim, 64));
-  p.k(0, 69, 0, 3) = Element(std::numeric_limits<float>::quiet_NaN());  // must not reach its neighbours
-  const DeviceGradients<Element, D> packed(p), alone(p);
-  const DeviceTensor<float, 4> starts(random_tensor<float>(11, sequences, Index(2), key_dim, Index(64))),
-      ends(random_tensor<float>(12, sequences, Index(2), key_dim, Index(64)));
-  const auto none = nan_tensor<float>(sequences, Index(2), key_dim, Index(64));
-  const DeviceTensor<float, 4> packed_states(none), alone_states(none);
-  Tensor<std::int64_t, 1> cu_seqlens(sequences + 1);
-  std::copy(std::begin(offsets), std::end(offsets), cu_seqlens.begin());
-  const DeviceTensor<std::int64_t, 1> device_offsets(cu_seqlens);
-
-  auto args = packed.args();
-  args.initial_state = starts, args.grad_final_state = ends, args.grad_initial_state = packed_states;
-  args.cu_seqlens = device_offsets.view();
-  REQUIRE(run_on_device<P>(args, packed.stream).ok());
-  for (Index i = 0; i < sequences; ++i) {
-    auto one = tokens_of(alone.args(), offsets[i], offsets[i + 1] - offsets[i]);
-    const auto own = [&](const auto& states) { return chela::run(states.view(), 0, i, 1); };
-    one.initial_state = own(starts), one.grad_final_state = own(ends), one.grad_initial_state = own(alone_states);
-    REQUIRE(run_on_device<P>(one, alone.stream).ok());
-  }
-  CHECK(same_bits(packed.grad_q.host(), alone.grad_q.host()));
-  CHECK(same_bits(packed.grad_k.host(), alone.grad_k.host()));
-  CHECK(same_bits(packed.grad_v.host(), alone.grad_v.host()));
-  CHECK(same_bits(packed_states.host(), alone_states.host()));
-  if (D == DecayKind::per_token) CHECK(same_bits(packed.grad_log_decay.host(), alone.grad_log_decay.host()));
-}
-
 TEST_CASE("gradients both ways of packed sequences are those that each has alone") {
-  check_ragged<in_order, DecayKind::none>(64);
-  check_ragged<in_order, DecayKind::per_token>(128);
-  check_ragged<in_segments, DecayKind::none>(128);
-  check_ragged<in_segments, DecayKind::per_token>(64);
-  check_ragged<on_warps, DecayKind::per_token>(64);
+  check_ragged<in_order>(both_ways<DecayKind::none>(shape_of(1700, 64, 64)));
+  check_ragged<in_order>(both_ways<DecayKind::per_token>(shape_of(1700, 128, 64)));
+  check_ragged<in_segments>(both_ways<DecayKind::none>(shape_of(1700, 128, 64)));
+  check_ragged<in_segments>(both_ways<DecayKind::per_token>(shape_of(1700, 64, 64)));
+  check_ragged<on_warps>(both_ways<DecayKind::per_token>(shape_of(1700, 64, 64)));
 }
 
 TEST_CASE("gradients both ways, what is refused") {
