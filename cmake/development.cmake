@@ -80,6 +80,16 @@ if(CHELA_ENABLE_CUDA)
   set(CHELA_CUDA_REPEATED_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING
     "GPUs that programs are compiled for whose kernels others have")
 
+  # Convolutions that several programs call (tests/conv/compiled_once.cuh).
+  foreach(element IN ITEMS bf16 fp16)
+    set(directory ${PROJECT_SOURCE_DIR}/tests/conv/compiled)
+    add_library(chela_cuda_compiled_${element} STATIC EXCLUDE_FROM_ALL
+      ${directory}/long_${element}.cu ${directory}/short_long_${element}.cu)
+    target_include_directories(chela_cuda_compiled_${element} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_link_libraries(chela_cuda_compiled_${element} PRIVATE chela_cuda_development)
+  endforeach()
+  set_target_properties(chela_cuda_compiled_fp16 PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_REPEATED_ARCHITECTURES}")
+
   # chela_add_cuda_test(<name> <source>...) adds the program test_<name> and the CTest test <name>, skipped without a device.
   function(chela_add_cuda_test name)
     add_executable(test_${name} ${ARGN})

@@ -6,6 +6,7 @@
 #include "chela/cuda/conv/long.cuh"
 #include "chela/cuda/conv/long_backward.cuh"
 #include "chela/reference/long.hpp"
+#include "conv/compiled_once.cuh"
 #include "support/device_arrays.cuh"
 #include "support/tolerance.hpp"
 
@@ -14,7 +15,7 @@ namespace chela::bench {
 enum class Layout { btd, bdt };    ///< [batch, token, channel] or [batch, channel, token] in memory
 enum class Kernel { made, kept };  ///< prepared at each call, or once
 
-constexpr LongConvPolicy automatic{};
+using test::automatic;
 constexpr LongConvPolicy direct{.method = LongConvMethod::direct};
 
 struct LongSizes {

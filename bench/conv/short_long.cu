@@ -5,15 +5,15 @@
 
 #include "chela/cuda/conv/short_long.cuh"
 #include "chela/reference/short_long.hpp"
+#include "conv/compiled_once.cuh"
 #include "support/device_arrays.cuh"
 #include "support/tolerance.hpp"
 
 namespace chela::bench {
 
 using bf16 = __nv_bfloat16;
+using test::in_halves;
 constexpr int width = 4;
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
-
 enum class Layout { btd, bdt };    ///< [batch, token, channel] or [batch, channel, token] in memory
 enum class Kernel { made, kept };  ///< prepared at each call, or once
 enum class Pass { one, two, backward };

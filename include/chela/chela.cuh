@@ -18,6 +18,7 @@
 #include "chela/cuda/attention/linear.cuh"
 #include "chela/cuda/attention/linear_backward.cuh"
 #include "chela/cuda/attention/linear_step.cuh"
+#include "chela/cuda/conv/compiled_once.cuh"
 #include "chela/cuda/conv/kernels.cuh"
 #include "chela/cuda/conv/long.cuh"
 #include "chela/cuda/conv/long_backward.cuh"

@@ -1,11 +1,9 @@
 // Transforms of 16-bit data that pass through memory on a GPU, with rows in half precision, up to 2^20 tokens, against sums
 // in double at sampled places.
+#include "conv/compiled_once.cuh"
 #include "conv/long_far.cuh"
 
 namespace chela::test {
-
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element},
-    by_sizes{.method = LongConvMethod::transform};
 
 TEST_CASE_TEMPLATE("sequences longer than a thread block's rows", T, __nv_bfloat16, __half) {
   for (Index tokens : {16385, 24576, 24577, 32749, 32768, 40000, 65536, 65537, 98304, 131071, 131072, 190000})
@@ -63,8 +61,8 @@ TEST_CASE("packed sequences, one of them long") {
   std::vector<Index> lengths(40, 3);
   lengths[7] = 17000, lengths[20] = 300, lengths[30] = 18000;
   const LongCase c = packed({.channels = 2, .taps = 50, .skip = true}, lengths);
-  check_forward<by_sizes, __nv_bfloat16>(c);
-  check_backward<by_sizes, __nv_bfloat16>(c);
+  check_forward<transform_by_sizes, __nv_bfloat16>(c);
+  check_backward<transform_by_sizes, __nv_bfloat16>(c);
 }
 
 }  // namespace chela::test

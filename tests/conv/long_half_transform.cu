@@ -1,11 +1,10 @@
 // Long convolutions of 16-bit data by transforms on tensor cores: every size of a transform, layout, state and type.
 #include <cmath>
 
+#include "conv/compiled_once.cuh"
 #include "conv/long_cuda.cuh"
 
 namespace chela::test {
-
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
 
 /// Both sides of every size of a transform.
 inline std::vector<LongCase> half_transform_sizes() {

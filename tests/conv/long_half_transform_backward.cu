@@ -1,11 +1,10 @@
 // Gradients of long convolutions of 16-bit data by transforms on tensor cores.
 #include <cmath>
 
+#include "conv/compiled_once.cuh"
 #include "conv/long_cuda.cuh"
 
 namespace chela::test {
-
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
 
 inline std::vector<LongCase> half_transform_gradients() {
   std::vector<LongCase> cases;

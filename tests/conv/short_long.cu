@@ -1,15 +1,14 @@
 // The short-long convolution of 16-bit data on a GPU: every size of a transform, layout and state, and one pass over x
 // against both stages after each other.
+#include "conv/compiled_once.cuh"
 #include "conv/short_long_cuda.cuh"
 
 namespace chela::test {
 
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
-
 /// Every size of a transform, with rows that fill it, that end within a run, and within a unit.
 inline std::vector<ShortLongCase> short_long_sizes() {
   std::vector<ShortLongCase> cases;
-  for (Index points : {256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384})
+  for (Index points : {256, 512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192, 12288, 16384})
     for (Index missing : {0, 1, 8}) {
       ShortLongCase c;
       c.batch = points > 2048 ? 1 : 2, c.channels = points > 4096 ? 1 : points > 1024 ? 2 : 5;

@@ -1,9 +1,8 @@
 // The short-long convolution on a GPU by direct sums and in floats, and its gradients.
+#include "conv/compiled_once.cuh"
 #include "conv/short_long_cuda.cuh"
 
 namespace chela::test {
-
-constexpr LongConvPolicy in_halves{.method = LongConvMethod::transform, .arithmetic = TransformArithmetic::element};
 
 inline std::vector<ShortLongCase> short_long_gradient_cases() {
   std::vector<ShortLongCase> cases;
