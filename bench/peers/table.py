@@ -1,31 +1,35 @@
 #!/usr/bin/env python3
-"""The table of linear attention beside its peers, from results of linear_attention.py.
+"""The table of an operator beside its peers, from results of the scripts in this folder.
 
-    bench/peers/table.py bench/results/h100.json             prints it
-    bench/peers/table.py bench/results/h100.json README.md   puts it between the marks in README.md
+    bench/peers/table.py bench/results/NAME.json             prints it
+    bench/peers/table.py bench/results/NAME.json README.md   puts it between the marks of that name in README.md
 """
 import json
+import os
 import sys
-
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
-
 
 def cell(peer, ours):
     if "ms" not in peer:
-        return next((word for word in ("no answer", "wrong answer") if word in peer["error"]), "refuses")
+        words = {"No module named": "not installed", "no answer": "no answer", "wrong answer": "wrong answer"}
+        return next((words[sign] for sign in words if sign in peer["error"]), "refuses")
     return f"{peer['ms']:.3f} ms" + (f", {peer['ms'] / ours['ms']:.1f} x" if ours else "")
 
 
+def stands_for(op):
+    """Which of our ops a peer's is compared with: softmax is no linear attention, which stands in for it without decay."""
+    return "none" if op == "softmax" else op
+
+
 def markdown(results):
-    ours = {(row["member"], row["pass"], tuple(row["shape"])): row for row in results["ours"]}
-    lines = ["| B, T, H, D | member | pass | chela (share of copy) | peer | its time, over ours |", "|---|---|---|---|---|---|"]
+    ours = {(row["op"], row["pass"], tuple(row["shape"])): row for row in results["ours"]}
+    lines = [f"| {results['dimensions']} | op | pass | chela (share of copy) | peer | its time, over ours |", "|---|---|---|---|---|---|"]
     for peer in results["peers"]:
         shape = tuple(peer["shape"])
-        member = "none" if peer["member"] == "softmax" else peer["member"]
-        own = ours.get((member, peer["pass"], shape))
+        op = stands_for(peer["op"])
+        own = ours.get((op, peer["pass"], shape))
         if own is None:
             continue
-        lines.append(f"| {', '.join(map(str, shape))} | {member} | {peer['pass']} | {own['ms']:.3f} ms ({own['share_of_copy']:.0%}) "
+        lines.append(f"| {', '.join(map(str, shape))} | {op} | {peer['pass']} | {own['ms']:.3f} ms ({own['share_of_copy']:.0%}) "
                      f"| {peer['peer']} | {cell(peer, own)} |")
     about = f"{results['device']}, driver {results['driver']}, PyTorch {results['torch']}, {results['date']}, revision {results['revision']}"
     return "\n".join(lines + ["", about + "."])
@@ -41,12 +45,14 @@ def main():
         return
     with open(sys.argv[2]) as file:
         text = file.read()
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{sys.argv[2]} has no lines '{BEGIN}' and '{END}': put them where the table should be")
+    name = os.path.splitext(os.path.basename(sys.argv[1]))[0]
+    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        sys.exit(f"{sys.argv[2]} has no lines '{begin}' and '{end}': put them where the table should be")
     with open(sys.argv[2], "w") as file:
-        file.write(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        file.write(f"{before}{begin}\n{table}\n{end}{after}")
 
 
 if __name__ == "__main__":
