@@ -74,18 +74,26 @@ def shell(*command):
         return "unknown"
 
 
-def run_peer(script, row, patience):
-    """What time_peer of a script says of a row, from a process of its own."""
+def answers(script, rows, patience):
+    """What time_peer of a script says of rows of one peer, from a process of its own; what is late is an error."""
+    command = [sys.executable, script, "--only", json.dumps(rows)]
     try:
-        done = subprocess.run([sys.executable, script, "--only", json.dumps(row)], capture_output=True, text=True,
-                              timeout=patience)
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {patience} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    complaint = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-    return {"error": complaint[:200]}
+        done = subprocess.run(command, capture_output=True, timeout=patience)
+        lines, complaint = done.stdout, (done.stderr.decode().strip().splitlines() or ["it ended without a word"])[-1]
+    except subprocess.TimeoutExpired as late:
+        lines, complaint = late.stdout or b"", f"no answer in {patience} s"
+    found = [json.loads(line) for line in lines.decode().splitlines() if line.startswith("{")]
+    return found + [{"error": complaint[:200]}] * (len(rows) - len(found))
+
+
+def answer(time_peer, rows):
+    """The process of one peer: a line for each row."""
+    for row in rows:
+        try:
+            said = time_peer(row)
+        except Exception as error:
+            said = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        print(json.dumps(said), flush=True)
 
 
 def main(script, description, dimensions, shapes, peers, ours_of, time_peer):
@@ -94,9 +102,9 @@ def main(script, description, dimensions, shapes, peers, ours_of, time_peer):
     Peers are run where we have a row to compare."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", help="our own benchmarks")
-    parser.add_argument("--out", help="where the results go, as JSON, after every row")
+    parser.add_argument("--out", help="where the results go, as JSON, after every peer")
     parser.add_argument("--revision", default=None, help="of our sources; asked of git if not given")
-    parser.add_argument("--patience", type=int, default=300, help="seconds for each peer and shape")
+    parser.add_argument("--patience", type=int, default=300, help="seconds that a peer has for its first answers, and again for all of its times")
     parser.add_argument("--peers", nargs="*", default=list(peers), choices=list(peers))
     parser.add_argument("--jobs", type=int, default=8, help="peers that compile at the same time")
     parser.add_argument("--shapes", type=int, default=len(shapes), help="how many of the shapes")
@@ -104,7 +112,7 @@ def main(script, description, dimensions, shapes, peers, ours_of, time_peer):
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        print(json.dumps(time_peer(json.loads(args.only))))
+        answer(time_peer, json.loads(args.only))
         return
     if not args.programs:
         parser.error("name our benchmark programs")
@@ -126,11 +134,12 @@ def main(script, description, dimensions, shapes, peers, ours_of, time_peer):
             if (stands_for(peers[peer]), name, tuple(shape)) in compared]
     # All once before, several at a time: their compilers have done their work when they are timed, one at a time.
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        first_answers = list(pool.map(lambda row: run_peer(script, row, args.patience), rows))
-    print(f"{len(rows)} peers have answered once; now one at a time", file=sys.stderr, flush=True)
-    for row, first in zip(rows, first_answers):
-        results["peers"].append({**row, **(first if "error" in first else run_peer(script, row, args.patience))})
-        print(results["peers"][-1], file=sys.stderr, flush=True)
+        first_answers = list(pool.map(lambda row: answers(script, [row], args.patience)[0], rows))
+    print(f"{len(rows)} first answers; now one at a time", file=sys.stderr, flush=True)
+    for peer in args.peers:
+        results["peers"] += [{**row, **first} for row, first in zip(rows, first_answers) if row["peer"] == peer and "error" in first]
+        own = [row for row, first in zip(rows, first_answers) if row["peer"] == peer and "error" not in first]
+        results["peers"] += [{**row, **said} for row, said in zip(own, answers(script, own, args.patience) if own else [])]
         if args.out:
             with open(args.out, "w") as file:
                 json.dump(results, file, indent=1)

@@ -23,7 +23,8 @@ def stands_for(op):
 def markdown(results):
     ours = {(row["op"], row["pass"], tuple(row["shape"])): row for row in results["ours"]}
     lines = [f"| {results['dimensions']} | op | pass | chela (share of copy) | peer | its time, over ours |", "|---|---|---|---|---|---|"]
-    for peer in results["peers"]:
+    shapes = [row["shape"] for row in results["ours"]]
+    for peer in sorted(results["peers"], key=lambda peer: shapes.index(peer["shape"])):
         shape = tuple(peer["shape"])
         op = stands_for(peer["op"])
         own = ours.get((op, peer["pass"], shape))
