@@ -7,8 +7,8 @@
 Needs PyTorch; times flash-linear-attention (package `flash-linear-attention`) where it is installed. Each peer runs in
 a process of its own, and has --patience seconds for the compiling and tuning of its first call. All are run once
 before, several at a time, so that their compilers have done their work when they are timed, one at a time. Times are
-medians of replayed CUDA graphs, or of plain calls where a peer cannot be captured; a call's buffers are rotated past
-the second-level cache, as in our own benchmark.
+medians of replayed CUDA graphs, of gradients plain calls; a call's buffers are rotated past the second-level cache, as in
+our own benchmark.
 """
 import measure
 
@@ -95,7 +95,7 @@ def time_peer(row):
         with torch.no_grad():
             if not (error := error_of(op, decay, sets[0][:4])) < 0.01:
                 return {"error": f"wrong answer: off by {error:.3f}"}
-            return {"ms": measure.median_ms([lambda s=s: op(*s[:4]) for s in sets])}
+            return {"ms": measure.median_ms([lambda s=s: op(*s[:4]) for s in sets], captured=True)}
 
     def gradients(s):
         inputs = [x.detach().requires_grad_() for x in s[:4] if x is not None]
@@ -103,7 +103,7 @@ def time_peer(row):
         o = op(q, k, v, g)
         return lambda: torch.autograd.grad(o, inputs, s[4], retain_graph=True)
 
-    return {"ms": measure.median_ms([gradients(s) for s in sets[:2]])}
+    return {"ms": measure.median_ms([gradients(s) for s in sets[:2]], captured=False)}
 
 
 def ours_of(program):

@@ -10,8 +10,8 @@ import sys
 from table import markdown, stands_for
 
 
-def median_ms(calls, replays=15):
-    """Median time of one call; `calls` are run in turn, as one graph if they can be captured."""
+def median_ms(calls, captured, replays=15):
+    """Median time of one call; `calls` are run in turn, as one graph if `captured`, which autograd's are not."""
     import torch
 
     for call in calls:
@@ -22,14 +22,12 @@ def median_ms(calls, replays=15):
         for call in calls:
             call()
 
-    try:
+    run = all_calls
+    if captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             all_calls()
         run = graph.replay
-    except Exception:
-        torch.cuda.synchronize()
-        run = all_calls
     run()
     times = []
     for _ in range(replays):
