@@ -11,20 +11,20 @@ inline constexpr int staged_row_bytes = [] {
   constexpr int in = StagedInput<Row::residues>::bytes, out = StagedOutput<Row::residues>::bytes;
   return in > out ? in : out;
 }();
+/// Of a block, neighbours in units of 16 bytes; a warp has a row.
+inline constexpr int tile_channels = 8, tile_threads = 32 * tile_channels;
 template <class Row>
-inline constexpr int tile_threads = Row::threads* Row::rows_at_once;
-template <class Row>
-inline constexpr int tile_bytes = Row::rows_of_tile* staged_row_bytes<Row> + Row::rows_at_once* Row::work_bytes;
+inline constexpr int tile_bytes = tile_channels* staged_row_bytes<Row>;
 
-/// Whether tiles are worth their memory: blocks of more have too few warps.
+/// Whether rows have tiles. Of longer ones so few fit into shared memory that copies in the workspace take less time.
 template <class Row>
-inline constexpr bool has_tiles = tile_bytes<Row> <= 200 * 1024;
+inline constexpr bool has_tiles = Row::warps == 1;
 
 /// Calls f(m, at) for pairs of tokens 2 m, 2 m + 1, at(c) being the staged word of channel c.
 template <class Layout, class Row, class F>
 __device__ __forceinline__ void for_token_pairs(char* tile, const F& f) {
 #pragma unroll 4
-  for (int m = int(threadIdx.x); m < Row::points / 2; m += tile_threads<Row>) {
+  for (int m = int(threadIdx.x); m < Row::points / 2; m += tile_threads) {
     char* const first = tile + Layout::point(2 * m);
     f(2 * m,
       [&](int c) -> std::uint32_t& { return *reinterpret_cast<std::uint32_t*>(first + c * staged_row_bytes<Row>); });
@@ -38,15 +38,13 @@ struct HalfTileCall {
   Index x_token_stride = 0, y_token_stride = 0;
 };
 
-template <class Row, class T, bool Conjugate, class Source>
-__global__ void __launch_bounds__(tile_threads<Row>, tile_bytes<Row> <= 112 * 1024 ? 2 : 1)
+template <class Row, class T, class Source>
+__global__ void __launch_bounds__(tile_threads, 2)
     half_tile_kernel(const __grid_constant__ HalfTileCall<T, Source> call) {
   extern __shared__ uint4 shared[];
-  constexpr int channels = Row::rows_of_tile;
-  static_assert(channels == 8, "a unit of 16 bytes has eight channels");
   char* const tile = reinterpret_cast<char*>(shared);
-  const int tiles = call.rows.channels / channels;
-  const int batch = int(blockIdx.x) / tiles, first_channel = channels * (int(blockIdx.x) - batch * tiles);
+  const int tiles = call.rows.channels / tile_channels;
+  const int batch = int(blockIdx.x) / tiles, first_channel = tile_channels * (int(blockIdx.x) - batch * tiles);
 
   const T* const from = call.rows.x.row(batch, first_channel);
   const int tokens = call.rows.x.tokens;
@@ -62,15 +60,12 @@ __global__ void __launch_bounds__(tile_threads<Row>, tile_bytes<Row> <= 112 * 10
   });
   __syncthreads();
 
-  const int group = int(threadIdx.x) / Row::threads, warp = int(threadIdx.x) % Row::threads / 32;
-  Row row(tile + channels * staged_row_bytes<Row> + group * Row::work_bytes, warp, int(threadIdx.x) % 32, 1 + group);
-#pragma unroll 1
-  for (int c = group; c < channels; c += Row::rows_at_once) {
-    char* const staged = tile + c * staged_row_bytes<Row>;
-    RowResults<T, Row::own> results, unused;
-    convolve_row<Conjugate, false, RowWay::tile>(row, call.rows, batch, first_channel + c, staged, results, unused);
-    put_row<RowWay::tile>(row, results, call.rows.y, batch, first_channel + c, staged);
-  }
+  const int warp = int(threadIdx.x) / 32, channel = first_channel + warp;
+  char* const staged = tile + warp * staged_row_bytes<Row>;
+  Row row(nullptr, 0, int(threadIdx.x) % 32);
+  RowResults<T, Row::own> results, unused;
+  convolve_row<false, false, RowWay::tile>(row, call.rows, batch, channel, staged, results, unused);
+  put_row<RowWay::tile>(row, results, call.rows.y, batch, channel, staged);
   __syncthreads();
 
   T* const to = call.rows.y.row(batch, first_channel);

@@ -10,7 +10,7 @@
 // a row takes the next one, which has up to a third more points from 768 tokens on and up to half more from 2048 on.
 //
 // Where tokens are neighbours in memory, [B,D,T], rows are read and written where they are. Of [B,T,D] data a block turns
-// eight neighbouring channels up to 8192 tokens; longer rows, states and gradients go through copies in the workspace.
+// eight neighbouring channels up to 2048 tokens; longer rows, states and gradients go through copies in the workspace.
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
@@ -261,9 +261,8 @@ struct HalfTransformLongConv {
         const LongConvShape s = long_conv_shape(a);
         const HalfTileCall<T, Source> call{convolution_call<Row>(a.x, a.y, s.channels, kernel, source), a.x.strides[1],
                                            a.y.strides[1]};
-        return launch(half_tile_kernel<Row, T, false, Source>,
-                      dim3(unsigned(s.batch * (s.channels / Row::rows_of_tile))), tile_threads<Row>, tile_bytes<Row>,
-                      stream, call);
+        return launch(half_tile_kernel<Row, T, Source>, dim3(unsigned(s.batch * (s.channels / tile_channels))),
+                      tile_threads, tile_bytes<Row>, stream, call);
       } else {
         return Status{Code::unsupported, "these rows are too long for tiles"};
       }
