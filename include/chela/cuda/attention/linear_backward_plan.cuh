@@ -5,6 +5,7 @@
 #include "chela/cuda/attention/head_sums.cuh"
 #include "chela/cuda/attention/key_gradient_pass.cuh"
 #include "chela/cuda/attention/linear_launch.cuh"
+#include "chela/cuda/workspace.cuh"
 
 namespace chela::cuda::detail {
 
@@ -119,24 +120,6 @@ Status plan_gradients(const LinearAttentionBackwardArgs<T, D, R, F>& args, Gradi
   return {};
 }
 
-/// Hands out the workspace piece by piece. Without memory it only counts.
-class WorkspacePieces {
- public:
-  explicit WorkspacePieces(void* memory) : memory_(static_cast<char*>(memory)) {}
-
-  template <class X>
-  X* take(Index count) {
-    X* const piece = memory_ ? reinterpret_cast<X*>(memory_ + bytes_) : nullptr;
-    bytes_ += (std::size_t(count) * sizeof(X) + 15) / 16 * 16;
-    return piece;
-  }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  char* memory_;
-  std::size_t bytes_ = 0;
-};
-
 /// The workspace of a call.
 template <class T>
 struct GradientBuffers {
@@ -154,22 +137,22 @@ struct GradientBuffers {
     const LinearAttentionShape& s = plan.shape;
     const SequenceBatch sequences = sequences_of(args);
     const Index heads = s.output_heads();
-    WorkspacePieces pieces(memory);
-    const auto parts_of = [&](const auto& wanted) {
+    Parts parts(memory);
+    const auto own_heads = [&](const auto& wanted) {
       if (!wanted.present() || wanted.extents[2] == heads) return TensorView<T, 4>{};
       const Index dim = wanted.extents[3];
-      return contiguous(pieces.take<T>(s.batch * s.tokens * heads * dim), s.batch, s.tokens, heads, dim);
+      return contiguous(parts.take<T>(s.batch * s.tokens * heads * dim), s.batch, s.tokens, heads, dim);
     };
-    q = parts_of(args.grad_q), k = parts_of(args.grad_k), v = parts_of(args.grad_v);
+    q = own_heads(args.grad_q), k = own_heads(args.grad_k), v = own_heads(args.grad_v);
     if (args.grad_initial_state.present() && heads > s.state_heads())
-      last_states = contiguous(pieces.take<float>(plan.sequences * heads * s.key_dim * s.value_dim), plan.sequences,
+      last_states = contiguous(parts.take<float>(plan.sequences * heads * s.key_dim * s.value_dim), plan.sequences,
                                heads, s.key_dim, s.value_dim);
     const auto segments = [&](bool staged, Index count, Index of_heads, float*& ages) {
       if (!staged) return TensorView<float, 5>{};
       const Index states = count * plan.sequences * of_heads;
-      const auto view = contiguous(pieces.take<float>(states * s.key_dim * s.value_dim), count, plan.sequences,
-                                   of_heads, s.value_dim, s.key_dim);
-      ages = pieces.take<float>(states * (D == DecayKind::per_key ? s.key_dim : 1));
+      const auto view = contiguous(parts.take<float>(states * s.key_dim * s.value_dim), count, plan.sequences, of_heads,
+                                   s.value_dim, s.key_dim);
+      ages = parts.take<float>(states * (D == DecayKind::per_key ? s.key_dim : 1));
       return transposed(view, 3, 4);
     };
     query_segments = segments(plan.staged_queries, plan.queries.segments, s.state_heads(), query_ages);
@@ -177,27 +160,26 @@ struct GradientBuffers {
     if constexpr (D == DecayKind::per_key) {
       if (plan.wants_decay) {
         key_decay.queries =
-            contiguous(pieces.take<T>(s.batch * s.tokens * heads * s.key_dim), s.batch, s.tokens, heads, s.key_dim);
+            contiguous(parts.take<T>(s.batch * s.tokens * heads * s.key_dim), s.batch, s.tokens, heads, s.key_dim);
         const Index kept = s.state_heads() * s.key_dim * plan.kept_values;
-        key_decay.kept_states = pieces.take<T>(most_inner_windows(sequences, plan.window) * kept);
+        key_decay.kept_states = parts.take<T>(most_inner_windows(sequences, plan.window) * kept);
         key_decay.ends_at_zero = !args.grad_final_state.present();
-        if (!key_decay.ends_at_zero) key_decay.kept_ends = pieces.take<float>(plan.sequences * kept);
+        if (!key_decay.ends_at_zero) key_decay.kept_ends = parts.take<float>(plan.sequences * kept);
         key_decay.segment_states = transposed(query_segments, 3, 4);
         key_decay.log_decay = args.grad_log_decay;
         if (heads > s.state_heads())
-          key_decay.log_decay = contiguous(pieces.take<float>(s.batch * s.tokens * heads * s.key_dim), s.batch,
-                                           s.tokens, heads, s.key_dim);
+          key_decay.log_decay = contiguous(parts.take<float>(s.batch * s.tokens * heads * s.key_dim), s.batch, s.tokens,
+                                           heads, s.key_dim);
       }
     } else if (plan.wants_decay) {
       const Index rows = row_parts(plan) * s.batch * s.tokens * heads;
-      query_rows = pieces.take<float>(rows), key_rows = pieces.take<float>(rows);
-      kept_states = pieces.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim *
-                                       plan.kept_values);
-      anchors = pieces.take<float>(most_windows(sequences, plan.window) * heads * (s.key_dim / 16));
-      if (D == DecayKind::per_head)
-        totals = pieces.take<double>(most_windows(sequences, plan.window) * s.state_heads());
+      query_rows = parts.take<float>(rows), key_rows = parts.take<float>(rows);
+      kept_states = parts.take<float>(most_inner_windows(sequences, plan.window) * s.state_heads() * s.key_dim *
+                                      plan.kept_values);
+      anchors = parts.take<float>(most_windows(sequences, plan.window) * heads * (s.key_dim / 16));
+      if (D == DecayKind::per_head) totals = parts.take<double>(most_windows(sequences, plan.window) * s.state_heads());
     }
-    bytes = pieces.bytes();
+    bytes = parts.used();
   }
 
   /// Row sums come in so many parts.

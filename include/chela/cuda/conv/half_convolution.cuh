@@ -1,6 +1,7 @@
 #pragma once
 // Rows of 16-bit tokens times a kernel's spectrum.
 #include "chela/cuda/conv/half_spectrum.cuh"
+#include "chela/cuda/fixed_divisor.cuh"
 
 namespace chela::cuda::detail {
 
@@ -190,8 +191,8 @@ __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block, convolu
     half_convolution_kernel(const __grid_constant__ HalfConvolutionCall<T, Source> call) {
   extern __shared__ uint4 shared[];
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), convolution_row_bytes<Row>);
-  if (place.row >= call.batch.value() * call.channels) return;
-  const int channel = call.batch.divide(place.row), batch = call.batch.rest(place.row, channel);
+  if (place.row >= int(call.batch.value()) * call.channels) return;
+  const int channel = int(call.batch.quotient(place.row)), batch = int(call.batch.remainder(place.row, channel));
   Row row(place.memory, place.warp, int(threadIdx.x) % 32);
   RowResults<T, Row::own> results, of_history;
   convolve_row<Conjugate, History, Way>(row, call, batch, channel, place.memory, results, of_history);

@@ -26,25 +26,6 @@ struct HalfSpectrumCall {
   HalfSpectrumView spectrum = {};
 };
 
-/// Division of numbers below 2^31 by a number that the host knows.
-class FixedDivisor {
- public:
-  FixedDivisor() : FixedDivisor(1) {}
-  explicit FixedDivisor(int divisor) : divisor_(divisor) {
-    while ((1ll << shift_) < divisor) ++shift_;
-    multiplier_ = unsigned(((1ull << (31 + shift_)) + unsigned(divisor) - 1) / unsigned(divisor));
-  }
-  __device__ int divide(int x) const {
-    return int(static_cast<unsigned long long>(multiplier_) * unsigned(x) >> (31 + shift_));
-  }
-  __device__ int rest(int x, int quotient) const { return x - quotient * divisor_; }
-  CHELA_HOST_DEVICE int value() const { return divisor_; }
-
- private:
-  int divisor_, shift_ = 0;
-  unsigned multiplier_ = 0;
-};
-
 /// Which row a warp works on, and the row's own memory.
 template <class Row>
 struct RowPlace {

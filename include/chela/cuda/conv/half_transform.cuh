@@ -277,7 +277,7 @@ struct HalfTransformLongConv {
     call.source = source;
     call.x = token_rows<Row>(x);
     if (y.present()) call.y = token_rows<Row>(y);
-    call.batch = FixedDivisor(int(x.extents[0])), call.channels = int(channels);
+    call.batch = FixedDivisor(unsigned(x.extents[0])), call.channels = int(channels);
     call.spectrum = half_spectrum_view<Row>(parts, channels);
     return call;
   }

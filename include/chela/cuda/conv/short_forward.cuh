@@ -3,32 +3,16 @@
 // few channels, or of one channel.
 #include "chela/cuda/conv/short_inputs.cuh"
 #include "chela/cuda/conv/short_values.cuh"
+#include "chela/cuda/fixed_divisor.cuh"
 
 namespace chela::cuda::detail {
 
 inline constexpr int short_conv_threads = 128;
 
-/// Divides by a number that the host knows, without dividing. Both are below 2^31.
-class Divisor {
- public:
-  Divisor() = default;
-  explicit Divisor(unsigned divisor) : divisor_(divisor) {
-    while (1u << shift_ < divisor) ++shift_;
-    factor_ = unsigned(((1ull << shift_) - divisor) * (1ull << 32) / divisor + 1);
-  }
-  __device__ unsigned quotient(unsigned x) const { return (__umulhi(x, factor_) + x) >> shift_; }
-  CHELA_HOST_DEVICE unsigned value() const { return divisor_; }
-  __device__ unsigned remainder(unsigned x, unsigned quotient) const { return x - quotient * divisor_; }
-
- private:
-  unsigned divisor_ = 1, factor_ = 1;
-  int shift_ = 0;
-};
-
 /// Blocks of channels by blocks of runs by batch entries, channels quickest.
 struct ShortConvGrid {
   int across_log2 = 0;  ///< of the threads of a block along channels, or along runs where those are neighbours
-  Divisor channel_blocks, run_blocks;
+  FixedDivisor channel_blocks, run_blocks;
 
   struct Place {
     unsigned channel_block, run_block, batch;

@@ -48,7 +48,7 @@ inline Status cut_in_blocks(Index channels, Index block_channels, Index runs, In
                             ShortConvGrid& grid, unsigned& blocks) {
   const Index channel_blocks = ceil_div(channels, block_channels), run_blocks = ceil_div(runs, block_runs);
   if (Status s = check_short_conv_blocks(channel_blocks * run_blocks * batch); !s.ok()) return s;
-  grid.channel_blocks = Divisor(unsigned(channel_blocks)), grid.run_blocks = Divisor(unsigned(run_blocks));
+  grid.channel_blocks = FixedDivisor(unsigned(channel_blocks)), grid.run_blocks = FixedDivisor(unsigned(run_blocks));
   blocks = unsigned(channel_blocks * run_blocks * batch);
   return {};
 }
