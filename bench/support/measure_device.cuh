@@ -14,6 +14,7 @@
 namespace chela::bench {
 
 using test::DeviceMemory;
+using test::Graph;
 using test::require_cuda;
 using test::Stream;
 
@@ -47,31 +48,30 @@ class Clock {
 class TimedGraph {
  public:
   template <class F>
-  TimedGraph(const Stream& stream, int launches, F f) : stream_(stream), clock_(stream), launches_(launches) {
-    for (int i = 0; i < launches; ++i) f(i);
-    stream.wait();
-    require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < launches; ++i) f(i);
-    cudaGraph_t graph = nullptr;
-    require_cuda(cudaStreamEndCapture(stream, &graph));
-    require_cuda(cudaGraphInstantiate(&executable_, graph, 0));
-    cudaGraphDestroy(graph);
+  TimedGraph(const Stream& stream, int launches, F f)
+      : clock_(stream), launches_(launches), graph_(stream, run_before(stream, [&f, launches] {
+                                                      for (int i = 0; i < launches; ++i) f(i);
+                                                    })) {
     for (int i = 0; i < 3; ++i) seconds();
   }
-  TimedGraph(const TimedGraph&) = delete;
-  TimedGraph& operator=(const TimedGraph&) = delete;
-  ~TimedGraph() { cudaGraphExecDestroy(executable_); }
 
   /// Of one launch, as the share of one replay.
   double seconds() const {
-    return clock_.seconds([&] { require_cuda(cudaGraphLaunch(executable_, stream_)); }) / launches_;
+    return clock_.seconds([&] { graph_.launch(); }) / launches_;
   }
 
  private:
-  const Stream& stream_;
+  /// A kernel's first launch loads it, which no graph may do.
+  template <class F>
+  static F run_before(const Stream& stream, F queue) {
+    queue();
+    stream.wait();
+    return queue;
+  }
+
   Clock clock_;
   int launches_;
-  cudaGraphExec_t executable_ = nullptr;
+  Graph graph_;
 };
 
 inline double median(std::vector<double> x) {

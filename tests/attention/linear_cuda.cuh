@@ -318,17 +318,13 @@ TEST_CASE("a graph replays the call") {
   const DeviceProblem<TestElement, test_decay> plain(p), replayed(p);
   REQUIRE(run_on_device<in_segments>(plain.args(), plain.stream).ok());
   const DeviceMemory scratch(cuda::workspace_bytes<in_segments>(replayed.args()));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaStreamBeginCapture(replayed.stream, cudaStreamCaptureModeGlobal));
-  REQUIRE(
-      cuda::linear_attention<in_segments>(replayed.args(), {scratch.data(), scratch.bytes()}, replayed.stream).ok());
-  require_cuda(cudaStreamEndCapture(replayed.stream, &graph));
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-  require_cuda(cudaGraphLaunch(executable, replayed.stream));
+  const Graph graph(replayed.stream, [&] {
+    REQUIRE(
+        cuda::linear_attention<in_segments>(replayed.args(), {scratch.data(), scratch.bytes()}, replayed.stream).ok());
+  });
+  graph.launch();
   replayed.stream.wait();
   CHECK(same_bits(plain.o.host(), replayed.o.host()));
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
 }
 
 TEST_CASE("refusals name the argument") {

@@ -412,17 +412,12 @@ TEST_CASE("a graph replays the step, each time from the state it left") {
   const DeviceProblem<I> plain(p), replayed(p);
   for (int i = 0; i < 3; ++i) REQUIRE(cuda::linear_attention_step(plain.token(0), plain.stream).ok());
   plain.stream.wait();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaStreamBeginCapture(replayed.stream, cudaStreamCaptureModeGlobal));
-  REQUIRE(cuda::linear_attention_step(replayed.token(0), replayed.stream).ok());
-  require_cuda(cudaStreamEndCapture(replayed.stream, &graph));
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-  for (int i = 0; i < 3; ++i) require_cuda(cudaGraphLaunch(executable, replayed.stream));
+  const Graph graph(replayed.stream,
+                    [&] { REQUIRE(cuda::linear_attention_step(replayed.token(0), replayed.stream).ok()); });
+  for (int i = 0; i < 3; ++i) graph.launch();
   replayed.stream.wait();
   CHECK(same_bits(plain.o.host(), replayed.o.host()));
   CHECK(same_bits(plain.state.host(), replayed.state.host()));
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
 }
 
 TEST_CASE("refusals name the argument; nothing to do is no error") {

@@ -193,16 +193,12 @@ TEST_CASE("a prepared kernel serves many calls, captured into a graph") {
   const Stream stream;
   require_ok(cuda::prepare_kernel<direct>(args, prepared, stream));
   stream.wait();
-  require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  require_ok(cuda::long_conv<direct>(args, prepared, Workspace{scratch.data(), scratch.bytes()}, stream));
-  cudaGraph_t graph = nullptr;
-  require_cuda(cudaStreamEndCapture(stream, &graph));
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-  require_cuda(cudaGraphLaunch(executable, stream));
+  const Graph graph(stream, [&] {
+    require_ok(cuda::long_conv<direct>(args, prepared, Workspace{scratch.data(), scratch.bytes()}, stream));
+  });
+  graph.launch();
   stream.wait();
   CHECK(same_bits(y.host(), want.y));
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
   const cuda::PreparedKernel short_one{kernel.data(), kernel.bytes() - 16};
   CHECK(cuda::long_conv<direct>(args, short_one, {}, stream).code == Code::bad_shape);
   CHECK(cuda::prepare_kernel<direct>(args, short_one, stream).code == Code::bad_shape);

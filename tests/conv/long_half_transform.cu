@@ -78,15 +78,11 @@ Tensor<T, 3> replayed(const LongInputs<T>& in) {
   const LongConvArgs<T> a{.x = x.view(), .taps = taps.view(), .y = y.view()};
   const DeviceMemory scratch(cuda::workspace_bytes<in_halves>(a));
   const Stream stream;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  require_ok(cuda::long_conv<in_halves>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
-  require_cuda(cudaStreamEndCapture(stream, &graph));
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-  for (int i = 0; i < 2; ++i) require_cuda(cudaGraphLaunch(executable, stream));
+  const Graph graph(stream, [&] {
+    require_ok(cuda::long_conv<in_halves>(a, Workspace{scratch.data(), scratch.bytes()}, stream));
+  });
+  for (int i = 0; i < 2; ++i) graph.launch();
   stream.wait();
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
   return y.host();
 }
 

@@ -157,12 +157,7 @@ TEST_CASE("one graph for every token, whose outputs take the inputs' memory") {
   d.prefill(run(TensorView<const float, 3>(x.view()), 1, 0, 0));
   LongConvStreamArgs<float> a;
   a.x = token.view(), a.y = token.view(), a.skip = skip.view();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaStreamBeginCapture(d.stream, cudaStreamCaptureModeThreadLocal));
-  require_ok(cuda::long_conv_stream_step(a, d.kernel, d.state, d.stream));
-  require_cuda(cudaStreamEndCapture(d.stream, &graph));
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
+  const Graph graph(d.stream, [&] { require_ok(cuda::long_conv_stream_step(a, d.kernel, d.state, d.stream)); });
   const std::size_t width = sizeof(float) * std::size_t(c.channels), pitch = width * std::size_t(c.tokens);
   const auto move = [&](float* to, std::size_t to_pitch, const float* from, std::size_t from_pitch) {
     require_cuda(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, std::size_t(c.batch),
@@ -170,11 +165,10 @@ TEST_CASE("one graph for every token, whose outputs take the inputs' memory") {
   };
   for (Index t = 0; t < c.tokens; ++t) {
     move(token.view().data, width, &x.view()(0, t, 0), pitch);
-    require_cuda(cudaGraphLaunch(executable, d.stream));
+    graph.launch();
     move(&y.view()(0, t, 0), pitch, token.view().data, width);
   }
   d.stream.wait();
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
   CHECK(token.guards_intact());
   CHECK(same_bits(y.host(), streamed(c, p)));
 }

@@ -388,14 +388,11 @@ TEST_CASE("two runs give the same bits, and a graph replays them") {
       first.template forward<silu>(first.args()), first.template backward<silu>(first.backward_args());
       const auto args = second.backward_args();
       const DeviceMemory scratch(cuda::workspace_bytes(args));
-      cudaGraph_t graph = nullptr;
-      cudaGraphExec_t executable = nullptr;
-      require_cuda(cudaStreamBeginCapture(second.stream, cudaStreamCaptureModeGlobal));
-      require_ok(cuda::short_conv<Width, silu>(second.args(), second.stream));
-      require_ok(cuda::short_conv_backward<Width, silu>(args, {scratch.data(), scratch.bytes()}, second.stream));
-      require_cuda(cudaStreamEndCapture(second.stream, &graph));
-      require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-      for (int i = 0; i < 2; ++i) require_cuda(cudaGraphLaunch(executable, second.stream));
+      const Graph graph(second.stream, [&] {
+        require_ok(cuda::short_conv<Width, silu>(second.args(), second.stream));
+        require_ok(cuda::short_conv_backward<Width, silu>(args, {scratch.data(), scratch.bytes()}, second.stream));
+      });
+      for (int i = 0; i < 2; ++i) graph.launch();
       second.stream.wait();
       CHECK(same_bits(first.y.host(), second.y.host()));
       CHECK(same_bits(first.final_state.host(), second.final_state.host()));
@@ -403,7 +400,6 @@ TEST_CASE("two runs give the same bits, and a graph replays them") {
       CHECK(same_bits(first.grad_taps.host(), second.grad_taps.host()));
       CHECK(same_bits(first.grad_bias.host(), second.grad_bias.host()));
       CHECK(same_bits(first.grad_initial_state.host(), second.grad_initial_state.host()));
-      cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
     }
   };
   check_width(std::integral_constant<int, 4>{});

@@ -95,15 +95,11 @@ TEST_CASE("captured into a graph, with a kernel that is kept") {
   const cuda::PreparedKernel kernel{kernel_memory.data(), kernel_memory.bytes()};
   const Stream stream;
   require_ok(cuda::prepare_kernel<in_halves>(a, kernel, stream));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  require_ok(cuda::short_long_conv<4, in_halves>(a, kernel, {scratch.data(), scratch.bytes()}, stream));
-  require_cuda(cudaStreamEndCapture(stream, &graph));
-  require_cuda(cudaGraphInstantiate(&executable, graph, 0));
-  for (int i = 0; i < 2; ++i) require_cuda(cudaGraphLaunch(executable, stream));
+  const Graph graph(stream, [&] {
+    require_ok(cuda::short_long_conv<4, in_halves>(a, kernel, {scratch.data(), scratch.bytes()}, stream));
+  });
+  for (int i = 0; i < 2; ++i) graph.launch();
   stream.wait();
-  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);
   CHECK(same_bits(z.host(), short_long_conv_on_device<4, in_halves>(in).z));
 }
 

@@ -104,4 +104,27 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// What queue() queues on a stream, as a graph.
+class Graph {
+ public:
+  template <class F>
+  Graph(const Stream& stream, const F& queue) : stream_(stream) {
+    require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    queue();
+    cudaGraph_t graph = nullptr;
+    require_cuda(cudaStreamEndCapture(stream, &graph));
+    require_cuda(cudaGraphInstantiate(&executable_, graph, 0));
+    cudaGraphDestroy(graph);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() { cudaGraphExecDestroy(executable_); }
+
+  void launch() const { require_cuda(cudaGraphLaunch(executable_, stream_)); }
+
+ private:
+  const Stream& stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 }  // namespace chela::test
