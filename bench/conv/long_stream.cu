@@ -92,3 +92,5 @@ BENCHMARK(long_conv_stream<__nv_bfloat16>)
     ->Args({8, 1024, 131072});
 
 }  // namespace chela::bench
+
+BENCHMARK_MAIN();

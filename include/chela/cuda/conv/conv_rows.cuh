@@ -212,4 +212,14 @@ __device__ void store_rows(const ConvRows<T>& rows, Index first, int units, Inde
   }
 }
 
+/// Of the kernels that sum the gradient of taps, by lags.
+template <class T>
+struct TapsGradientCall {
+  ConvTensors<const T> x = {}, grad_y = {};
+  SequenceBatch sequences = {};
+  Index channels = 0, least = 0, lags = 0;  ///< the kernel's lags: `lags` from `least` on
+  Index tiles = 1, runs = 1;
+  float* sums = nullptr;  ///< [run][channel][lag]
+};
+
 }  // namespace chela::cuda::detail

@@ -165,19 +165,11 @@ __global__ void __launch_bounds__(FloatSumsTile::threads, 3)
 /// The gradient of the kernel is a convolution too, of the tokens run backwards with the outputs' gradient for taps:
 ///
 ///   grad_k[j] = sum_t g[t] x[t - j] = sum_t g[t] z[j - t],    z[s] = x[-s]
-template <std::same_as<float> T>
-struct FloatTapsGradientCall {
-  ConvTensors<const T> x = {}, grad_y = {};
-  SequenceBatch sequences = {};
-  Index channels = 0, least = 0, lags = 0;  ///< the kernel's lags: `lags` from `least` on
-  Index tiles = 1, runs = 1;
-  float* sums = nullptr;  ///< [run][channel][lag]
-};
-
+///
 /// A block has 384 lags of eight channels, a warp each, and one run of sequences.
 template <std::same_as<float> T>
 __global__ void __launch_bounds__(FloatSumsTile::threads, 3)
-    float_taps_gradient_kernel(const __grid_constant__ FloatTapsGradientCall<T> call) {
+    float_taps_gradient_kernel(const __grid_constant__ TapsGradientCall<T> call) {
   using Tile = FloatSumsTile;
   extern __shared__ uint4 shared[];
   float* const all_rows = reinterpret_cast<float*>(shared);

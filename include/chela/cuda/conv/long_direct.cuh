@@ -76,6 +76,24 @@ inline Status check_blocks(Index blocks) {
                  "x is too large for one call on the GPU; call with fewer sequences or channels");
 }
 
+/// Sums by blocks of a tile's lags, of eight channels and a run of sequences.
+template <class Tile, class T>
+Status launch_taps_gradient(void (*kernel)(TapsGradientCall<T>), const LongConvBackwardArgs<T>& a,
+                            const KernelGradientPlan& plan, float* sums, cudaStream_t stream) {
+  const Index blocks = plan.tiles * plan.runs * ceil_div(plan.channels, conv_channels);
+  if (Status s = check_blocks(blocks); !s.ok()) return s;
+  const TapsGradientCall<T> call{conv_tensors<const T>(a.x, a.initial_state),
+                                 conv_tensors<const T>(a.grad_y, {}),
+                                 long_conv_shape(a).sequences,
+                                 plan.channels,
+                                 plan.least,
+                                 plan.lags,
+                                 plan.tiles,
+                                 plan.runs,
+                                 sums};
+  return launch(kernel, dim3(unsigned(blocks)), Tile::threads, Tile::shared_bytes, stream, call);
+}
+
 /// 16-bit data, on tensor cores.
 template <class T>
 struct DirectProducts {
@@ -113,19 +131,7 @@ struct DirectProducts {
   }
   static Status sum_kernel_gradient(const LongConvBackwardArgs<T>& a, const KernelGradientPlan& plan, float* sums,
                                     cudaStream_t stream) {
-    const Index blocks = plan.tiles * plan.runs * ceil_div(plan.channels, conv_channels);
-    if (Status s = check_blocks(blocks); !s.ok()) return s;
-    const TapsGradientCall<T> call{conv_tensors<const T>(a.x, a.initial_state),
-                                   conv_tensors<const T>(a.grad_y, {}),
-                                   long_conv_shape(a).sequences,
-                                   plan.channels,
-                                   plan.least,
-                                   plan.lags,
-                                   plan.tiles,
-                                   plan.runs,
-                                   sums};
-    return launch(toeplitz_taps_gradient_kernel<T>, dim3(unsigned(blocks)), TapsGradientTile::threads,
-                  TapsGradientTile::shared_bytes, stream, call);
+    return launch_taps_gradient<TapsGradientTile>(toeplitz_taps_gradient_kernel<T>, a, plan, sums, stream);
   }
 };
 
@@ -150,19 +156,7 @@ struct DirectProducts<float> {
   }
   static Status sum_kernel_gradient(const LongConvBackwardArgs<float>& a, const KernelGradientPlan& plan, float* sums,
                                     cudaStream_t stream) {
-    const Index blocks = plan.tiles * plan.runs * ceil_div(plan.channels, conv_channels);
-    if (Status s = check_blocks(blocks); !s.ok()) return s;
-    const FloatTapsGradientCall<float> call{conv_tensors<const float>(a.x, a.initial_state),
-                                            conv_tensors<const float>(a.grad_y, {}),
-                                            long_conv_shape(a).sequences,
-                                            plan.channels,
-                                            plan.least,
-                                            plan.lags,
-                                            plan.tiles,
-                                            plan.runs,
-                                            sums};
-    return launch(float_taps_gradient_kernel<float>, dim3(unsigned(blocks)), FloatSumsTile::threads,
-                  FloatSumsTile::shared_bytes, stream, call);
+    return launch_taps_gradient<FloatSumsTile>(float_taps_gradient_kernel<float>, a, plan, sums, stream);
   }
 };
 

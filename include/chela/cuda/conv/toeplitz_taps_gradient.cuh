@@ -11,15 +11,6 @@
 
 namespace chela::cuda::detail {
 
-template <class T>
-struct TapsGradientCall {
-  ConvTensors<const T> x = {}, grad_y = {};
-  SequenceBatch sequences = {};
-  Index channels = 0, least = 0, lags = 0;  ///< the kernel's lags: `lags` from `least` on
-  Index tiles = 1, runs = 1;
-  float* sums = nullptr;  ///< [run][channel][lag]
-};
-
 /// Sizes of one block's work: lags of a tile, and what it holds of the tokens at once.
 struct TapsGradientTile {
   static constexpr int blocks = 32, lags = 8 * (blocks - 1), threads = 32 * conv_channels;
