@@ -9,6 +9,7 @@ readonly library_packages=(
   libbenchmark-dev     # benchmarks
   libcli11-dev         # examples
   nlohmann-json3-dev   # examples
+  libboost-context-dev # tests that run CUDA kernels on the CPU
   perl-doc             # the text that the demo learns from
 )
 

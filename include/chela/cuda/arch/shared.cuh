@@ -6,6 +6,13 @@
 
 namespace chela::cuda::arch {
 
+/// The block's dynamic shared memory.
+template <class T>
+__device__ inline T* dynamic_shared() {
+  extern __shared__ uint4 dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
 /// Address inside the block's shared memory, as the instructions below take it.
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));

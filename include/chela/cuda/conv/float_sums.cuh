@@ -100,7 +100,7 @@ template <std::same_as<float> T>
 __global__ void __launch_bounds__(FloatSumsTile::threads, 3)
     float_conv_kernel(const __grid_constant__ FloatConvCall<T> call) {
   using Tile = FloatSumsTile;
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   float* const all_rows = reinterpret_cast<float*>(shared);
   float* const all_taps = all_rows + conv_channels * Tile::pitch;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -171,7 +171,7 @@ template <std::same_as<float> T>
 __global__ void __launch_bounds__(FloatSumsTile::threads, 3)
     float_taps_gradient_kernel(const __grid_constant__ TapsGradientCall<T> call) {
   using Tile = FloatSumsTile;
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   float* const all_rows = reinterpret_cast<float*>(shared);
   float* const all_grads = all_rows + conv_channels * Tile::pitch;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;

@@ -3,6 +3,7 @@
 // of the transform goes through.
 #include <concepts>
 
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/float_transform_ends.cuh"
 #include "chela/cuda/conv/float_transform_points.cuh"
 #include "chela/cuda/conv/float_transform_size.cuh"
@@ -63,7 +64,7 @@ struct PlaceOfRow {
 template <class S>
 __global__ void __launch_bounds__(S::block_threads, S::resident_blocks)
     float_transform_rows_kernel(const __grid_constant__ FloatRowsCall<float2> call) {
-  extern __shared__ float2 float_transform_exchange[];
+  auto* const float_transform_exchange = arch::dynamic_shared<float2>();
   constexpr int points = S::points, threads = S::threads, per_thread = S::per_thread;
   const RowThread<S> thread{int(threadIdx.x) % threads};
   const int t = thread.t;

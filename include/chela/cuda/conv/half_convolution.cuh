@@ -1,5 +1,6 @@
 #pragma once
 // Rows of 16-bit tokens times a kernel's spectrum.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_spectrum.cuh"
 #include "chela/cuda/fixed_divisor.cuh"
 
@@ -189,7 +190,7 @@ inline constexpr int convolution_blocks = Way == RowWay::runs || Row::warps > 1
 template <class Row, class T, bool Conjugate, bool History, RowWay Way, class Source>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block, convolution_blocks<Row, Way>)
     half_convolution_kernel(const __grid_constant__ HalfConvolutionCall<T, Source> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), convolution_row_bytes<Row>);
   if (place.row >= int(call.batch.value()) * call.channels) return;
   const int channel = int(call.batch.quotient(place.row)), batch = int(call.batch.remainder(place.row, channel));

@@ -4,6 +4,7 @@
 // other's, and grad_x that with the conjugate of the kernel's. Spectra are summed over the batch in float: each worker, a
 // warp or a block as the organisation of a row has it, sums a run of the batch in shared memory, and runs are added in
 // their order.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_convolution.cuh"
 
 namespace chela::cuda::detail {
@@ -126,7 +127,7 @@ inline constexpr int gradient_blocks_per_multiprocessor = Row::warps == 1 ? (Row
 template <class Row, class T, bool History, RowWay Way>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block, gradient_blocks_per_multiprocessor<Row>)
     half_gradient_kernel(const __grid_constant__ HalfGradientCall<T> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const int channel = int(blockIdx.x) / call.sums_of_channel;
   const int block = int(blockIdx.x) - channel * call.sums_of_channel, lane = int(threadIdx.x) % 32;
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), gradient_row_bytes<Row>);
@@ -246,7 +247,7 @@ struct HalfGradientSumCall {
 template <class Row>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block)
     half_gradient_sum_kernel(const __grid_constant__ HalfGradientSumCall call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), convolution_row_bytes<Row>);
   if (place.row >= call.channels) return;
   const int channel = place.row, lane = int(threadIdx.x) % 32;

@@ -6,6 +6,7 @@
 // Rows are scaled by powers of two to less than 2: no point of a spectrum is larger than 2 sqrt(2) 16384 < 65504.
 #include <concepts>
 
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/float_transform_rows.cuh"
 #include "chela/cuda/conv/half_spectrum.cuh"
 
@@ -123,7 +124,7 @@ __device__ __forceinline__ float put_spectrum(Row& row, const StoredRoots& roots
 template <class Row>
 __global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
     half_points_spectrum_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const PlaceOfRow place(call, blockIdx.x);
   if (!place.active) return;
   char* const memory = reinterpret_cast<char*>(shared);
@@ -141,7 +142,7 @@ template <class Row, bool Correlates, bool MakesKernel>
 __global__ void __launch_bounds__(Row::threads,
                                   MakesKernel ? Row::blocks_per_multiprocessor - 1 : Row::blocks_per_multiprocessor)
     half_points_product_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const PlaceOfRow place(call, blockIdx.x);
   if (!place.active) return;
   char* const memory = reinterpret_cast<char*>(shared);
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(Row::threads,
 template <class Row>
 __global__ void __launch_bounds__(Row::threads, Row::blocks_per_multiprocessor)
     half_points_sum_kernel(const __grid_constant__ FloatRowsCall<__half2> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   char* const memory = reinterpret_cast<char*>(shared);
   const PlaceOfRow place(call, blockIdx.x);
   Row row(memory, int(threadIdx.x) / 32, int(threadIdx.x) % 32);

@@ -2,6 +2,7 @@
 // Spectra of long kernels in 16 bits, and what all kernels of the transform share: the place of a row in the grid, and
 // its constants, which are made just before the spectra.
 #include "chela/cuda/arch/dependent_launch.cuh"
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_block_row.cuh"
 #include "chela/cuda/conv/half_rows.cuh"
 #include "chela/cuda/conv/half_warp_row.cuh"
@@ -61,7 +62,7 @@ template <class Row, bool TwoSided>
 __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block,
                                   Row::warps == 1 ? 2 : Row::blocks_per_multiprocessor)
     half_spectrum_kernel(const __grid_constant__ HalfSpectrumCall call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const RowPlace<Row> place(reinterpret_cast<char*>(shared), spectrum_row_bytes<Row, TwoSided>);
   if (place.row >= call.channels) return;
   const int channel = place.row, lane = int(threadIdx.x) % 32;

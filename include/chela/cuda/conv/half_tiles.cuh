@@ -1,6 +1,7 @@
 #pragma once
 // Rows of 16-bit tokens times a kernel's spectrum where neighbouring channels lie next to each other: a block brings in
 // the rows of eight channels, whose elements share units of 16 bytes, and turns them on the way to shared memory and back.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_convolution.cuh"
 
 namespace chela::cuda::detail {
@@ -41,7 +42,7 @@ struct HalfTileCall {
 template <class Row, class T, class Source>
 __global__ void __launch_bounds__(tile_threads, 2)
     half_tile_kernel(const __grid_constant__ HalfTileCall<T, Source> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   char* const tile = reinterpret_cast<char*>(shared);
   const int tiles = call.rows.channels / tile_channels;
   const int batch = int(blockIdx.x) / tiles, first_channel = tile_channels * (int(blockIdx.x) - batch * tiles);

@@ -1,5 +1,6 @@
 #pragma once
 // The kernels of streams: who works on what at which token, and how kernels and streams are made ready.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/long_stream_rows.cuh"
 
 namespace chela::cuda::detail {
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(stream_threads) stream_lags_kernel(const __gri
 template <int Tier>
 __global__ void __launch_bounds__(stream_threads) stream_spectrum_kernel(const __grid_constant__ StreamTapsCall call) {
   using Size = StreamRowSize<Tier>;
-  extern __shared__ float2 stream_points[];
+  auto* const stream_points = arch::dynamic_shared<float2>();
   constexpr int points = Size::points, threads = Size::threads, each = Size::per_thread;
   const StreamRows<Tier> rows;
   const Index channels = call.taps.extents[0], taps = call.taps.extents[1];
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(stream_threads) stream_spectrum_kernel(const _
 /// be done counts the position on.
 template <class T, int Tiers>
 __global__ void __launch_bounds__(stream_threads, 2) stream_step_kernel(const __grid_constant__ StreamCall<T> call) {
-  extern __shared__ float2 stream_points[];
+  auto* const stream_points = arch::dynamic_shared<float2>();
   StreamClock& clock = *call.state.clock;
   const Index position = Index(*static_cast<volatile unsigned long long*>(&clock.position));
   int block = int(blockIdx.x);
@@ -116,7 +117,7 @@ struct StreamBeginCall {
 /// A tier's outputs of all rows that come with the position.
 template <class T, int Tier>
 __global__ void __launch_bounds__(stream_threads) stream_tier_kernel(const __grid_constant__ StreamBeginCall<T> call) {
-  extern __shared__ float2 stream_points[];
+  auto* const stream_points = arch::dynamic_shared<float2>();
   const StreamRows<Tier> rows;
   const Index q = Index(blockIdx.x) * StreamRows<Tier>::rows + rows.row;
   if (q < call.stream.rows() * call.stream.tiers.pieces(Tier))
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(stream_threads) stream_tier_kernel(const __gri
 /// The first group's outputs, and the position.
 template <class T, int Tiers>
 __global__ void __launch_bounds__(stream_threads) stream_group_kernel(const __grid_constant__ StreamBeginCall<T> call) {
-  extern __shared__ float2 stream_points[];
+  auto* const stream_points = arch::dynamic_shared<float2>();
   stream_group<Tiers>(call.stream, Index(blockIdx.x) * stream_group_pairs, call.position - StreamTiers::group,
                       reinterpret_cast<float*>(stream_points));
   if (blockIdx.x == 0 && threadIdx.x == 0)

@@ -1,6 +1,7 @@
 #pragma once
 // The forward pass. Threads of a warp are neighbours along the axis that is contiguous: each has a run of tokens of a
 // few channels, or of one channel.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/short_inputs.cuh"
 #include "chela/cuda/conv/short_values.cuh"
 #include "chela/cuda/fixed_divisor.cuh"
@@ -82,7 +83,7 @@ template <class T, int Width, Activation A, bool Vectors>
 __global__ __launch_bounds__(short_conv_threads, Width <= 8 ? 4 : 0) void short_conv_over_channels(
     const __grid_constant__ ShortConvCall<T> call) {
   constexpr int channels = run_channels<T, Width, Vectors>, oldest = oldest_taps<Width>;
-  extern __shared__ __align__(16) float shared_taps[];
+  auto* const shared_taps = arch::dynamic_shared<float>();
   const ShortConvArgs<T>& args = call.args;
   const auto place = call.grid.place();
   const int column = call.grid.column(), block_channels = channels << call.grid.across_log2;

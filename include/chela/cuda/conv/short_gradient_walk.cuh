@@ -4,6 +4,7 @@
 // its registers: with four the walk spills, and with two channels each instead of four it took a tenth longer.
 #include <algorithm>
 
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/short_gradients.cuh"
 
 namespace chela::cuda::detail {
@@ -149,7 +150,7 @@ template <class T, int Width, Activation A, bool Vectors>
 __global__ __launch_bounds__(short_conv_threads,
                              3) void short_conv_gradient_walk(const __grid_constant__ ShortConvGradientCall<T> call) {
   constexpr int channels = walk_channels<T, Width, Vectors>;
-  extern __shared__ __align__(16) float shared_values[];
+  auto* const shared_values = arch::dynamic_shared<float>();
   const ShortConvBackwardArgs<T>& args = call.args;
   const auto place = call.grid.place();
   const int column = call.grid.column(), walker = call.grid.row(),

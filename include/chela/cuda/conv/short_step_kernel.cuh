@@ -1,5 +1,6 @@
 #pragma once
 // One token of the short convolution per sequence: a thread has some channels of one sequence.
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/short_forward.cuh"
 
 namespace chela::cuda::detail {
@@ -32,7 +33,7 @@ template <class T, int Width, Activation A, bool Vectors>
 __global__ __launch_bounds__(short_conv_threads) void short_conv_step_kernel(
     const __grid_constant__ ShortConvStepCall<T> call) {
   constexpr int channels = run_channels<T, Width, Vectors>, oldest = oldest_taps<Width>;
-  extern __shared__ __align__(16) float shared_taps[];
+  auto* const shared_taps = arch::dynamic_shared<float>();
   const ShortConvStepArgs<T>& args = call.args;
   const auto place = call.grid.place();
   const int column = call.grid.column(), block_channels = channels << call.grid.across_log2;

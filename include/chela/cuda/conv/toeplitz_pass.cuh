@@ -10,6 +10,7 @@
 // however large the input (measured over all exponents, H100), unless it is infinite or NaN: there such inputs are taken
 // out, and met by those outputs alone whose kernel reaches them.
 #include "chela/cuda/arch/mma.cuh"
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/conv_rows.cuh"
 #include "chela/cuda/conv/toeplitz_taps.cuh"
 
@@ -202,7 +203,7 @@ class ToeplitzWarp {
 template <HalfElement T, int R>
 __global__ void __launch_bounds__(toeplitz_threads, R > 4 ? 2 : 3)
     toeplitz_kernel(const __grid_constant__ ToeplitzCall<T> call) {
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const ToeplitzLags& lags = call.lags;
   const ToeplitzShared plan{lags.slab, R};
   const Index groups = ceil_div(call.channels, conv_channels);

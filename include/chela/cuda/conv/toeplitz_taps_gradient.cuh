@@ -7,6 +7,7 @@
 // which are the sums of 31 blocks' lags, and runs through the tokens of some sequences; sums over runs of sequences meet
 // in memory, and are added in order.
 #include "chela/cuda/arch/mma.cuh"
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/conv_rows.cuh"
 
 namespace chela::cuda::detail {
@@ -85,7 +86,7 @@ template <HalfElement T>
 __global__ void __launch_bounds__(TapsGradientTile::threads, 2)
     toeplitz_taps_gradient_kernel(const __grid_constant__ TapsGradientCall<T> call) {
   using Tile = TapsGradientTile;
-  extern __shared__ uint4 shared[];
+  auto* const shared = arch::dynamic_shared<uint4>();
   const Index groups = ceil_div(call.channels, conv_channels), task = blockIdx.x / groups;
   const Index first_channel = blockIdx.x % groups * conv_channels, tile = task % call.tiles, run = task / call.tiles;
   const int warp = int(threadIdx.x) / 32;

@@ -1,0 +1,6 @@
+#pragma once
+
+namespace chela::cuda::arch {
+inline void wait_for_last_kernel() {}
+inline void let_next_kernel_start() {}
+}  // namespace chela::cuda::arch

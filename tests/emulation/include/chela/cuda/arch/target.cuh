@@ -1,0 +1,5 @@
+#pragma once
+
+namespace chela::cuda::arch {
+inline constexpr bool has_warpgroups = false;
+}
