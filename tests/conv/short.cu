@@ -7,7 +7,8 @@ namespace {
 
 constexpr Activation silu = Activation::silu, none = Activation::none;
 
-// Around runs of 4 and 8 tokens, walks of 128 and 2048, tiles of 64, and what one warp and one block have of channels.
+// Around runs of 4 and 8 tokens, walks of 128, 256 and 2048, tiles of 64, and what one warp and one block have of
+// channels.
 constexpr Shape shapes[] = {{2, 1, 1},   {1, 2, 16},   {2, 3, 17},   {1, 4, 15},   {3, 5, 48},   {1, 7, 2},
                             {1, 8, 16},  {1, 9, 33},   {2, 63, 8},   {1, 64, 40},  {1, 65, 132}, {2, 70, 7},
                             {1, 255, 3}, {1, 257, 18}, {2, 517, 20}, {1, 1030, 5}, {2, 9, 516}};

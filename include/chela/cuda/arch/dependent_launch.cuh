@@ -13,6 +13,10 @@ __device__ inline void wait_for_last_kernel() {
 #endif
 }
 
+/// Has what is at this address brought into the second-level cache. This reads nothing: a kernel may do so before it
+/// waits, and later sees what was written meanwhile.
+__device__ inline void bring_nearer(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 /// Lets the next kernel start, if it is launched early, once all blocks have come here.
 __device__ inline void let_next_kernel_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -56,6 +56,13 @@ __device__ inline float exp2_flushed(float x) {
   return y;
 }
 
+/// 1 / x to a unit in the last place; numbers under 2^-126 are zero, on both sides.
+__device__ inline float reciprocal_flushed(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// tanh(x) to 2^-11 of it.
 __device__ inline float tanh_approximate(float x) {
   float y;

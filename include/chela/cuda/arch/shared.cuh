@@ -137,6 +137,18 @@ __device__ inline void store_shared_word(std::uint32_t address, std::uint32_t x)
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+__device__ inline uint2 load_shared_words(std::uint32_t address) {
+  uint2 x;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
+}
+
+__device__ inline unsigned short load_shared_half_word(std::uint32_t address) {
+  unsigned short x;
+  asm volatile("ld.shared.b16 %0, [%1];" : "=h"(x) : "r"(address) : "memory");
+  return x;
+}
+
 /// The low half.
 __device__ inline void store_shared_half_word(std::uint32_t address, std::uint32_t x) {
   asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(x)) : "memory");

@@ -7,9 +7,16 @@
 namespace chela::cuda::detail {
 
 inline constexpr int lane_tokens = 8, row_step = 32 * lane_tokens;
+/// Steps whose elements are on their way to a warp, about 2048 bytes.
+template <class T>
+inline constexpr int row_steps_loaded = sizeof(T) < sizeof(float) ? 2 : 1;
 /// Tokens of a warp: a multiple of its step.
-inline constexpr int gradient_row_len = 8 * row_step;
-static_assert(gradient_row_len >= part_tokens);
+template <class T>
+inline constexpr int gradient_row_len = row_step * 8 * row_steps_loaded<T>;
+static_assert(gradient_row_len<float> >= part_tokens);
+/// Blocks of a multiprocessor, as many as registers allow.
+template <int Width>
+inline constexpr int row_blocks = Width <= 4 ? 5 : 4;
 
 /// One warp's walk: what it carries from step to step, and from piece to piece.
 template <class T, int Width, Activation A, bool Vectors>
@@ -40,12 +47,17 @@ class GradientRow {
 #pragma unroll
     for (int i = 0; i < history; ++i) held_[i] = __shfl_sync(~0u, behind, i);
 
+    constexpr int last_loaded = row_steps_loaded<T> - 1;
     Index step = row_begin + (last - 1 - row_begin) / row_step * row_step;
-    Step next = load(tokens, step, first, last);
-    for (; step + row_step > first; step -= row_step) {
-      const Step now = next;
-      if (step > first) next = load(tokens, step - row_step, first, last);
-      advance(now, inputs, tokens, step + lane_ * lane_tokens, first, last);
+    Step loaded[row_steps_loaded<T>];
+#pragma unroll
+    for (int i = 0; i <= last_loaded; ++i) loaded[i] = load(tokens, step - i * row_step, first, last);
+    const auto walk = [&](Step& next) {
+      advance(next, inputs, tokens, step, first, last);
+      step -= row_step;
+      return step + row_step > first;
+    };
+    while (walk(loaded[0]) && (last_loaded == 0 || walk(loaded[last_loaded]))) {
     }
     if (first == tokens.begin && args_.grad_initial_state.present()) write_initial_state(inputs, tokens, last);
   }
@@ -80,9 +92,10 @@ class GradientRow {
     return loaded;
   }
 
-  /// The lane's tokens from `token` on.
-  __device__ void advance(const Step& loaded, const SequenceInputs<T, Width>& inputs, const SequenceTokens& tokens,
-                          Index token, Index first, Index last) {
+  /// The lane's tokens of a step. Where its registers become free, a later one is loaded into them.
+  __device__ void advance(Step& loaded, const SequenceInputs<T, Width>& inputs, const SequenceTokens& tokens,
+                          Index step, Index first, Index last) {
+    const Index token = step + lane_ * lane_tokens;
     float window[history + lane_tokens], slopes[lane_tokens + history];
     int begin = 0, end = lane_tokens;  // the lane's tokens that are of the piece
     if (loaded.whole) {
@@ -91,12 +104,16 @@ class GradientRow {
 #pragma unroll
       for (int t = 0; t < lane_tokens; ++t) slopes[t] = grads[t];
       if (loaded.near) read_history(inputs, token, window);
-      find_slopes<true>(window, slopes, begin, end);
     } else {
       begin = int(clamped(first - token, 0, lane_tokens)), end = int(clamped(last - token, 0, lane_tokens));
       gather(inputs, token, begin, end, window, slopes);
-      find_slopes<false>(window, slopes, begin, end);
     }
+    const bool whole = loaded.whole;
+    loaded = load(tokens, step - row_steps_loaded<T> * row_step, first, last);
+    if (whole)
+      find_slopes<true>(window, slopes, begin, end);
+    else
+      find_slopes<false>(window, slopes, begin, end);
 #pragma unroll
     for (int i = 0; i < history; ++i) {
       const float behind = __shfl_sync(~0u, slopes[i], (lane_ + 1) % 32);
@@ -210,14 +227,17 @@ class GradientRow {
 
 /// A block has a channel for each of its warps.
 template <class T, int Width, Activation A, bool Vectors>
-__global__ __launch_bounds__(short_conv_threads,
-                             5) void short_conv_gradient_rows(const __grid_constant__ ShortConvGradientCall<T> call) {
+__global__ __launch_bounds__(short_conv_threads, row_blocks<Width>) void short_conv_gradient_rows(
+    const __grid_constant__ ShortConvGradientCall<T> call) {
   const ShortConvBackwardArgs<T>& args = call.args;
+  arch::wait_for_last_kernel();
+  arch::let_next_kernel_start();
   const auto place = call.grid.place();
   const Index channel = Index(place.channel_block) * (short_conv_threads / 32) + threadIdx.x / 32;
   if (channel >= args.x.extents[2]) return;
   GradientRow<T, Width, A, Vectors> row(args, place.batch, channel);
-  const Index begin = Index(place.run_block) * gradient_row_len, end = min(begin + gradient_row_len, args.x.extents[1]);
+  const Index begin = Index(place.run_block) * gradient_row_len<T>,
+              end = min(begin + gradient_row_len<T>, args.x.extents[1]);
   for (Index first = begin; first < end;) {
     const SequenceTokens tokens = sequence_with(sequences_of(args), place.batch, first);
     const Index last = min(end, tokens.end);

@@ -1,6 +1,7 @@
 #pragma once
-// Gradients of kernels wider than 8: a block has tiles of 64 tokens by 32 channels, with the tokens around them, in
-// shared memory. Threads have one channel and 8 tokens, and then 8 taps.
+// Gradients of kernels wider than 16, or than 8 where the neighbours in memory are tokens: a block has tiles of 64
+// tokens by 32 channels, with the tokens around them, in shared memory. Threads have one channel and 8 tokens, and then
+// 8 taps.
 #include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/short_gradients.cuh"
 
@@ -168,6 +169,8 @@ template <class T, int Width, Activation A>
 __global__ __launch_bounds__(gradient_tile_threads) void short_conv_gradient_tiles(
     const __grid_constant__ ShortConvGradientCall<T> call) {
   auto* const shared_values = arch::dynamic_shared<float>();
+  arch::wait_for_last_kernel();
+  arch::let_next_kernel_start();
   const auto place = call.grid.place();
   GradientTiles<T, Width, A> tiles(call, place.batch, Index(place.channel_block) * gradient_tile_channels,
                                    shared_values);

@@ -5,6 +5,7 @@
 //   grad_x[t] = sum_j taps[j] da[t+j]        grad_taps[j] = sum_{b,t} da[t] x[t-j]        grad_bias = sum_{b,t} da[t]
 //
 // Sums over batch and tokens are taken per part, a cut that depends on the shape alone, and then over parts in order.
+#include "chela/cuda/arch/dependent_launch.cuh"
 #include "chela/cuda/conv/short_forward.cuh"
 
 namespace chela::cuda::detail {
@@ -102,6 +103,7 @@ __global__ __launch_bounds__(32 * part_sum_warps) void sum_parts(const __grid_co
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Index rows = args.width + 1, row = blockIdx.x % rows, channel = blockIdx.x / rows * 32 + lane;
   float sum = 0;
+  arch::wait_for_last_kernel();
   if (channel < args.channels) {
     const float* from = args.parts + row * args.channels + channel;
 #pragma unroll 8

@@ -108,8 +108,8 @@ Status launch_short_conv_step(const ShortConvStepArgs<T>& args, cudaStream_t str
                                    1, call.grid, blocks);
         !s.ok())
       return s;
-    return launch(short_conv_step_kernel<T, Width, A, Vectors>, dim3(blocks), short_conv_threads,
-                  SharedTaps<Width>::bytes(call.grid.across() * unit), stream, call);
+    return launch_early(short_conv_step_kernel<T, Width, A, Vectors>, dim3(blocks), short_conv_threads,
+                        SharedTaps<Width>::bytes(call.grid.across() * unit), stream, call);
   };
   constexpr int unit = run_channels<T, Width, true>;
   const bool vectors =
@@ -137,14 +137,14 @@ Status launch_gradient_walk(ShortConvGradientCall<T>& call, Index& parts, cudaSt
   call.tokens_are_neighbours = tokens_are_neighbours(args.x);
   const auto launch_cut = [&](auto kernel, int threads, int shared_bytes) {
     parts = batch * call.grid.run_blocks.value();
-    return launch(kernel, dim3(blocks), threads, shared_bytes, stream, call);
+    return launch_early(kernel, dim3(blocks), threads, shared_bytes, stream, call);
   };
   if constexpr (Width <= taps_together) {
     if (call.tokens_are_neighbours) {
       constexpr int unit = vector_tokens<T>;
       const bool vectors = moves_in_vectors(args.x, 1, unit, false) && moves_in_vectors(args.grad_y, 1, unit, false) &&
                            moves_in_vectors(args.grad_x, 1, unit, false);
-      if (Status s = cut_in_blocks(channels, short_conv_threads / 32, ceil_div(tokens, gradient_row_len), 1, batch,
+      if (Status s = cut_in_blocks(channels, short_conv_threads / 32, ceil_div(tokens, gradient_row_len<T>), 1, batch,
                                    call.grid, blocks);
           !s.ok())
         return s;
@@ -152,28 +152,32 @@ Status launch_gradient_walk(ShortConvGradientCall<T>& call, Index& parts, cudaSt
           vectors ? short_conv_gradient_rows<T, Width, A, true> : short_conv_gradient_rows<T, Width, A, false>,
           short_conv_threads, 0);
     }
-    const auto walk = [&]<bool Vectors>(std::bool_constant<Vectors>) {
-      constexpr int unit = walk_channels<T, Width, Vectors>;
-      if (Status s =
-              cut_by_channels(ceil_div(channels, unit), ceil_div(tokens, gradient_walk_len), batch, call.grid, blocks);
-          !s.ok())
-        return s;
-      return launch_cut(short_conv_gradient_walk<T, Width, A, Vectors>, short_conv_threads,
-                        walk_shared_bytes<T, Width, Vectors>(call.grid.across()));
-    };
+  }
+  const auto walk = [&]<bool Vectors>(std::bool_constant<Vectors>) {
+    constexpr int unit = walk_channels<T, Width, Vectors>;
+    if (Status s = cut_by_channels(ceil_div(channels, unit), ceil_div(tokens, gradient_walk_len<Width>), batch,
+                                   call.grid, blocks);
+        !s.ok())
+      return s;
+    return launch_cut(short_conv_gradient_walk<T, Width, A, Vectors>, short_conv_threads,
+                      walk_shared_bytes<T, Width, Vectors>(call.grid.across()));
+  };
+  if constexpr (Width <= widest_walk) {
     constexpr int unit = walk_channels<T, Width, true>;
     const bool vectors = moves_in_vectors(args.x, 2, unit) && moves_in_vectors(args.grad_y, 2, unit) &&
                          moves_in_vectors(args.grad_x, 2, unit) && moves_in_vectors(args.initial_state, 2, unit) &&
                          moves_in_vectors(args.grad_final_state, 2, unit) &&
                          moves_in_vectors(args.grad_initial_state, 2, unit);
-    return vectors ? walk(std::true_type{}) : walk(std::false_type{});
-  } else {
+    if (!call.tokens_are_neighbours) return vectors ? walk(std::true_type{}) : walk(std::false_type{});
+  }
+  if constexpr (Width > taps_together) {
     if (Status s = cut_in_blocks(channels, gradient_tile_channels, tokens, gradient_tile_tokens * tiles_together, batch,
                                  call.grid, blocks);
         !s.ok())
       return s;
     return launch_cut(short_conv_gradient_tiles<T, Width, A>, gradient_tile_threads, GradientTile<Width>::bytes);
   }
+  return {};
 }
 
 template <int Width, Activation A, class T>
@@ -189,7 +193,8 @@ Status launch_short_conv_gradients(const ShortConvBackwardArgs<T>& args, float* 
     const PartSums all{call.parts, parts, channels, Width, args.grad_taps, args.grad_bias};
     const Index blocks = (Width + 1) * ceil_div(channels, 32);
     if (Status s = check_short_conv_blocks(blocks); !s.ok()) return s;
-    if (Status s = launch(sum_parts<>, dim3(unsigned(blocks)), 32 * part_sum_warps, 0, stream, all); !s.ok()) return s;
+    if (Status s = launch_early(sum_parts<>, dim3(unsigned(blocks)), 32 * part_sum_warps, 0, stream, all); !s.ok())
+      return s;
   }
   if constexpr (Width > 1) {
     const Index blocks = ceil_div(sequences * channels, short_conv_threads);

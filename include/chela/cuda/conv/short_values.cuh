@@ -110,10 +110,13 @@ __device__ float activated(float a) {
   return activated_scaled<A, T>(activation_scale<A, T> * a);
 }
 
-/// The derivative of the activation. Of silu: s (1 + a (1 - s)) with s = sigmoid(a).
+/// The derivative of the activation. Of silu: s (1 + a (1 - s)) = s + s (a - a s) with s = sigmoid(a).
 template <Activation A, class T>
 __device__ float activation_slope(float a) {
-  if constexpr (A == Activation::silu) {
+  if constexpr (A == Activation::silu && sizeof(T) < sizeof(float)) {
+    const float s = arch::reciprocal_flushed(1.f + exp_of_negative<T>(a));
+    return fmaf(s, fmaf(-a, s, a), s);
+  } else if constexpr (A == Activation::silu) {
     const float s = __fdividef(1.f, 1.f + exp_of_negative<T>(a));
     return s * fmaf(a, 1.f - s, 1.f);
   }
