@@ -25,6 +25,10 @@ inline float exp2_flushed(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0 : y;
 }
+inline float reciprocal_flushed(float x) {
+  const auto flushed = [](float y) { return std::abs(y) < 0x1p-126f ? std::copysign(0.f, y) : y; };
+  return flushed(1 / flushed(x));
+}
 inline float tanh_approximate(float x) { return std::tanh(x); }
 
 template <class Values>

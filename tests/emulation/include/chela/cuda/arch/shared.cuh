@@ -32,6 +32,8 @@ void store_shared(std::uint32_t address, T x) {
 inline float2 load_shared_float2(std::uint32_t address) { return load_shared<float2>(address); }
 inline float load_shared_float(std::uint32_t address) { return load_shared<float>(address); }
 inline std::uint32_t load_shared_word(std::uint32_t address) { return load_shared<std::uint32_t>(address); }
+inline uint2 load_shared_words(std::uint32_t address) { return load_shared<uint2>(address); }
+inline unsigned short load_shared_half_word(std::uint32_t address) { return load_shared<unsigned short>(address); }
 inline uint4 load_shared_unit(std::uint32_t address) { return load_shared<uint4>(address); }
 inline void store_shared_float(std::uint32_t address, float x) { store_shared(address, x); }
 inline void store_shared_float2(std::uint32_t address, float x, float y) { store_shared(address, float2{x, y}); }
