@@ -32,16 +32,17 @@ void run_grid(Index3 blocks, int threads, int shared_bytes, const std::function<
 
 void Block::run(Index3 index, int threads, unsigned shared_bytes, const std::function<void()>& kernel) {
   index_ = index, shared_bytes_ = shared_bytes;
-  std::memset(shared_.data(), 0xff, shared_.size());
+  std::memset(shared_.data(), 0xff, shared_bytes);
   barriers_ = {}, warps_ = {};
   threads_ = std::vector<Thread>(std::size_t(threads));
   for (Thread& thread : threads_)
-    thread.fiber = boost::context::fiber([&thread, &kernel](boost::context::fiber&& scheduler) {
-      thread.scheduler = std::move(scheduler);
-      kernel();
-      thread.ended = true;
-      return std::move(thread.scheduler);
-    });
+    thread.fiber =
+        boost::context::fiber(std::allocator_arg, stacks_, [&thread, &kernel](boost::context::fiber&& scheduler) {
+          thread.scheduler = std::move(scheduler);
+          kernel();
+          thread.ended = true;
+          return std::move(thread.scheduler);
+        });
   for (int left = threads; left > 0;) {
     progress_ = false;
     for (current_ = 0; current_ < threads; ++current_) {

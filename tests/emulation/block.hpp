@@ -2,6 +2,7 @@
 // One thread block of a kernel at a time on the CPU: its threads are fibers that run in turn, and change places where
 // they wait for each other.
 #include <boost/context/fiber.hpp>
+#include <boost/context/pooled_fixedsize_stack.hpp>
 
 #include <array>
 #include <cstdint>
@@ -69,6 +70,7 @@ class Block {
   void wait_for(Meeting& meeting, int threads);
 
   alignas(1024) std::array<char, most_shared_bytes> shared_;
+  boost::context::pooled_fixedsize_stack stacks_{256 * 1024};
   std::vector<Thread> threads_;
   std::array<Meeting, 16> barriers_;
   std::array<Meeting, most_threads / lanes> warps_;

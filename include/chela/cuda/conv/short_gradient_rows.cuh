@@ -16,7 +16,7 @@ inline constexpr int gradient_row_len = row_step * 8 * row_steps_loaded<T>;
 static_assert(gradient_row_len<float> >= part_tokens);
 /// Blocks of a multiprocessor, as many as registers allow.
 template <int Width>
-inline constexpr int row_blocks = Width <= 4 ? 5 : 4;
+inline constexpr int gradient_row_blocks = Width <= 4 ? 5 : 4;
 
 /// One warp's walk: what it carries from step to step, and from piece to piece.
 template <class T, int Width, Activation A, bool Vectors>
@@ -59,7 +59,7 @@ class GradientRow {
     };
     while (walk(loaded[0]) && (last_loaded == 0 || walk(loaded[last_loaded]))) {
     }
-    if (first == tokens.begin && args_.grad_initial_state.present()) write_initial_state(inputs, tokens, last);
+    if (first == tokens.begin && args_.grad_initial_state.present()) write_initial_state(inputs, tokens);
   }
 
   /// Sums over the warp.
@@ -186,8 +186,7 @@ class GradientRow {
   }
 
   /// Gradients of the inputs before the sequence, a lane one of them.
-  __device__ void write_initial_state(const SequenceInputs<T, Width>& inputs, const SequenceTokens& tokens,
-                                      Index last) const {
+  __device__ void write_initial_state(const SequenceInputs<T, Width>& inputs, const SequenceTokens& tokens) const {
     if (lane_ >= history) return;
     const InputGradients<T, Width, 1> gradients(args_, tokens, batch_, channel_, tokens.begin);
     const Index token = tokens.begin - history + lane_;
@@ -227,7 +226,7 @@ class GradientRow {
 
 /// A block has a channel for each of its warps.
 template <class T, int Width, Activation A, bool Vectors>
-__global__ __launch_bounds__(short_conv_threads, row_blocks<Width>) void short_conv_gradient_rows(
+__global__ __launch_bounds__(short_conv_threads, gradient_row_blocks<Width>) void short_conv_gradient_rows(
     const __grid_constant__ ShortConvGradientCall<T> call) {
   const ShortConvBackwardArgs<T>& args = call.args;
   arch::wait_for_last_kernel();
