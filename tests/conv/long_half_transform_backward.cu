@@ -20,6 +20,8 @@ inline std::vector<LongCase> half_transform_gradients() {
   for (Index tokens : {1, 8, 255, 700})
     cases.push_back({.batch = 2, .tokens = tokens, .channels = tokens == 255 ? 72 : 16, .taps = tokens});
   cases.push_back({.batch = 40, .tokens = 100, .channels = 3, .taps = 100, .layout = Layout::tokens_last});
+  cases.push_back(
+      {.batch = 2, .tokens = 9000, .channels = 1, .taps = 9000, .back_taps = 8999, .layout = Layout::tokens_last});
   for (Layout layout : {Layout::tokens_last, Layout::channels_last}) {
     cases.push_back({.batch = 19, .tokens = 300, .channels = 70, .taps = 280, .back_taps = 299, .layout = layout});
     cases.push_back({.batch = 9, .tokens = 2100, .channels = 2, .taps = 17, .back_taps = 2000, .layout = layout});

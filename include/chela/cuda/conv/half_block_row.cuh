@@ -12,8 +12,11 @@
 // The rows of the product are 16 of the frequencies k, a tile of them; its columns e and j are in the order `place` on
 // both sides: a warp has the parts of four neighbouring e, which are two places next to each other in either half of the
 // 16, so that lanes write and read 16 bytes, and the matrix stays symmetric: one operand serves both ways.
+#include <algorithm>
+
 #include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_parts.cuh"
+#include "chela/cuda/conv/half_rows.cuh"
 
 namespace chela::cuda::detail {
 
@@ -24,10 +27,11 @@ class BlockRow {
   static_assert(C % 4 == 0 && C <= 16);
   static constexpr int residues = C * Q, points = 256 * C * Q;
   static constexpr int warps = C / 4, rows_per_block = 1, threads = 32 * warps;
-  static constexpr int rows_of_tile = 8, rows_at_once = 2;
   static constexpr int own = 4 * Q;
   static constexpr int portions = 16, pairs = 4 * Q;
-  static constexpr int work_bytes = 16384 * Q + 16 * warps;
+  /// What warps tell each other lies behind the exchange, and behind what is staged of two rows at once.
+  static constexpr int told_at = std::max(16384 * Q, 2 * StagedInput<residues>::bytes);
+  static constexpr int work_bytes = told_at + 16 * warps;
   static constexpr int across_re = part_roots, across_im = across_re + 1, across_minus_im = across_re + 2;
   static constexpr int turns = across_re + 3, roots = turns + 32 * Q;
   static constexpr int normalisation = C * Q;
@@ -45,7 +49,7 @@ class BlockRow {
         return e >= C || j >= C ? 0.f : which == across_re ? x.x : which == across_im ? x.y : -x.y;
       });
     const LanePlace p(lane);
-    const int i = (which - turns) / 32, tile = (which - turns) / 2 % 16, u = which - turns & 1;
+    const int i = (which - turns) / 32, tile = (which - turns) / 2 % 16, u = (which - turns) % 2;
     const auto pair = [&](int second) {
       float2 x[2];
 #pragma unroll
@@ -60,7 +64,7 @@ class BlockRow {
 
   __device__ BlockRow(char* work, int warp, int lane, int barrier = 0)
       : exchange_(reinterpret_cast<uint4*>(work)),
-        over_warps_(reinterpret_cast<float*>(work + 16384 * Q)),
+        over_warps_(reinterpret_cast<float*>(work + told_at)),
         warp_(warp),
         lane_(lane),
         barrier_(barrier) {}
@@ -104,44 +108,32 @@ class BlockRow {
 
   template <bool Forward, bool Backward, class Roots, class Middle>
   __device__ __forceinline__ void middle(const Roots& roots, const Middle& middle) {
-    const uint4 re = roots(across_re), im = roots(across_im), minus_im = roots(across_minus_im);
-    const int column = LanePlace(lane_).column;
+    const Across across(roots);
 #pragma unroll(tiles_at_once)
     for (int tile = warp_; tile < portions; tile += warps) {
-      ComplexPair z[pairs], turn[4];
-      take_unit(roots(turns + 2 * tile), turn[0], turn[1]), take_unit(roots(turns + 2 * tile + 1), turn[2], turn[3]);
-#pragma unroll
-      for (int i = 0; i < Q && Forward; ++i) {
-        uint4 x = {}, y = {};
-        if (column < warps) x = exchanged(i, tile, 2 * column), y = exchanged(i, tile, 2 * column + 1);
-        ComplexPair row[4] = {complex_pair(x.x, y.x), complex_pair(x.y, y.y), complex_pair(x.z, y.z),
-                              complex_pair(x.w, y.w)};
-#pragma unroll
-        for (int n = 0; n < 4; ++n) row[n] = row[n] * turn[n];
-        multiply_across(row, re, im, minus_im);
-#pragma unroll
-        for (int n = 0; n < 4; ++n) z[4 * i + n] = row[n];
-        if (i > 0) turn_residue<false>(roots, i, tile, z);
-      }
-      if constexpr (Forward) small_transforms<Q, 1, 4>(z);
+      const Turns turn(roots, tile);
+      ComplexPair z[pairs];
+      if constexpr (Forward) spectrum_of_tile(roots, across, turn, tile, z);
       middle(tile, z);
-      if constexpr (Backward) small_transforms<Q, -1, 4>(z);
-#pragma unroll
-      for (int i = 0; i < Q && Backward; ++i) {
-        if (i > 0) turn_residue<true>(roots, i, tile, z);
-        ComplexPair row[4];
-#pragma unroll
-        for (int n = 0; n < 4; ++n) row[n] = z[4 * i + n];
-        multiply_across(row, re, minus_im, im);
-#pragma unroll
-        for (int n = 0; n < 4; ++n) row[n] = times_conjugate(row[n], turn[n]);
-        if (column < warps) {
-          exchanged(i, tile, 2 * column) = {bits(row[0].re), bits(row[1].re), bits(row[2].re), bits(row[3].re)};
-          exchanged(i, tile, 2 * column + 1) = {bits(row[0].im), bits(row[1].im), bits(row[2].im), bits(row[3].im)};
-        }
-      }
+      if constexpr (Backward) put_tile_back(roots, across, turn, tile, z);
     }
     sync();
+  }
+  /// Both ways with the spectrum of another row that has come `forward`: calls middle(portion, spectrum, of_other) for
+  /// every step-th portion from `first` on. Without a barrier at the end.
+  template <class Roots, class Middle>
+  __device__ __forceinline__ void middle_with(const BlockRow& other, const Roots& roots, int first, int step,
+                                              const Middle& middle) {
+    const Across across(roots);
+#pragma unroll(tiles_at_once)
+    for (int tile = first; tile < portions; tile += step) {
+      const Turns turn(roots, tile);
+      ComplexPair z[pairs], of_other[pairs];
+      other.spectrum_of_tile(roots, across, turn, tile, of_other);
+      spectrum_of_tile(roots, across, turn, tile, z);
+      middle(tile, z, of_other);
+      put_tile_back(roots, across, turn, tile, z);
+    }
   }
 
   /// Without a barrier at the end: the work memory is free for others once all warps have come through.
@@ -186,6 +178,61 @@ class BlockRow {
   __device__ uint4& exchanged(int i, int tile, int unit) const {
     const int group = LanePlace(lane_).group;
     return exchange_[1024 * i + 64 * tile + 8 * group + (unit ^ (2 * (tile & 3) + (group & 1)))];
+  }
+
+  /// The constants of the product across residues, and of a tile the twiddle before it.
+  struct Across {
+    uint4 re, im, minus_im;
+    template <class Roots>
+    __device__ explicit Across(const Roots& roots)
+        : re(roots(across_re)), im(roots(across_im)), minus_im(roots(across_minus_im)) {}
+  };
+  struct Turns {
+    ComplexPair of[4];
+    template <class Roots>
+    __device__ Turns(const Roots& roots, int tile) {
+      take_unit(roots(turns + 2 * tile), of[0], of[1]), take_unit(roots(turns + 2 * tile + 1), of[2], of[3]);
+    }
+  };
+
+  template <class Roots>
+  __device__ __forceinline__ void spectrum_of_tile(const Roots& roots, const Across& across, const Turns& turn,
+                                                   int tile, ComplexPair (&z)[pairs]) const {
+    const int column = LanePlace(lane_).column;
+#pragma unroll
+    for (int i = 0; i < Q; ++i) {
+      uint4 x = {}, y = {};
+      if (column < warps) x = exchanged(i, tile, 2 * column), y = exchanged(i, tile, 2 * column + 1);
+      ComplexPair row[4] = {complex_pair(x.x, y.x), complex_pair(x.y, y.y), complex_pair(x.z, y.z),
+                            complex_pair(x.w, y.w)};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) row[n] = row[n] * turn.of[n];
+      multiply_across(row, across.re, across.im, across.minus_im);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) z[4 * i + n] = row[n];
+      if (i > 0) turn_residue<false>(roots, i, tile, z);
+    }
+    small_transforms<Q, 1, 4>(z);
+  }
+  template <class Roots>
+  __device__ __forceinline__ void put_tile_back(const Roots& roots, const Across& across, const Turns& turn, int tile,
+                                                ComplexPair (&z)[pairs]) const {
+    const int column = LanePlace(lane_).column;
+    small_transforms<Q, -1, 4>(z);
+#pragma unroll
+    for (int i = 0; i < Q; ++i) {
+      if (i > 0) turn_residue<true>(roots, i, tile, z);
+      ComplexPair row[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) row[n] = z[4 * i + n];
+      multiply_across(row, across.re, across.minus_im, across.im);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) row[n] = times_conjugate(row[n], turn.of[n]);
+      if (column < warps) {
+        exchanged(i, tile, 2 * column) = {bits(row[0].re), bits(row[1].re), bits(row[2].re), bits(row[3].re)};
+        exchanged(i, tile, 2 * column + 1) = {bits(row[0].im), bits(row[1].im), bits(row[2].im), bits(row[3].im)};
+      }
+    }
   }
 
   __device__ __forceinline__ static void multiply_across(ComplexPair (&z)[4], const uint4& re, const uint4& im,

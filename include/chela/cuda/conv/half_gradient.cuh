@@ -1,11 +1,12 @@
 #pragma once
 // Gradients of long convolutions of 16-bit tokens, of the kernel and of the inputs at once:
 // grad_taps[j] = sum over rows and t of grad_y[t] x[t - j] is the product of one's spectrum with the conjugate of the
-// other's, and grad_x that with the conjugate of the kernel's. Spectra are summed over the batch in float: each worker, a
-// warp or a block as the organisation of a row has it, sums a run of the batch in shared memory, and runs are added in
-// their order.
+// other's, and grad_x that with the conjugate of the kernel's. A worker, which is a warp or a block as the organisation of
+// a row has it, transforms both rows, meets both spectra at once, and sums products of a few rows of the batch in __half
+// in shared memory. Sums of workers are added in float, in their order.
 #include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/conv/half_convolution.cuh"
+#include "chela/cuda/conv/half_product_sums.cuh"
 
 namespace chela::cuda::detail {
 
@@ -26,7 +27,6 @@ struct HalfGradientCall {
   HalfSpectrumView spectrum = {};
   float4* sums = nullptr;  ///< [channel][block][2 units][lane], if there are several
   float* skips = nullptr;  ///< [channel][block], likewise
-  uint4* kept = nullptr;   ///< [channel][block][unit][lane], for organisations that keep spectra in memory
   HalfTapsGradient gradient = {};
 };
 
@@ -53,22 +53,7 @@ __device__ __forceinline__ float product_of_rows(const TokenRows<const T>& x, co
   return sum;
 }
 
-/// Products of a pair of points a with the conjugates of b, as re, im, re, im.
-__device__ inline float4 product_with_conjugate(ComplexPair a, ComplexPair b) {
-  const float2 re = __half22float2(a.re), im = __half22float2(a.im), c = __half22float2(b.re), s = __half22float2(b.im);
-  return {re.x * c.x + im.x * s.x, im.x * c.x - re.x * s.x, re.y * c.y + im.y * s.y, im.y * c.y - re.y * s.y};
-}
-__device__ inline float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
-
-/// Of a row's units of sums, a pair of points each.
-template <class Row>
-__device__ constexpr int sum_place(int portion, int pair) {
-  return 32 * (portion * Row::pairs + pair);
-}
-template <class Row>
-inline constexpr int sum_units = 2 * spectrum_units<Row>;
-
-/// From a spectrum, sum(place) for each of the thread's places, to the gradient of a channel's taps. By one row's
+/// From a spectrum, sum(unit) for each of the units of the thread's lane, to the gradient of a channel's taps. By one row's
 /// threads.
 template <class Row, class Sum>
 __device__ __forceinline__ void finish_gradient(Row& row, const StoredRoots& roots, const Sum& sum,
@@ -76,17 +61,22 @@ __device__ __forceinline__ void finish_gradient(Row& row, const StoredRoots& roo
   float most = 0;
   for (int portion = warp; portion < Row::portions; portion += Row::warps)
 #pragma unroll
-    for (int i = 0; i < Row::pairs; ++i) {
-      const float4 x = sum(sum_place<Row>(portion, i));
-      most = fmaxf(fmaxf(fmaxf(most, fabsf(x.x)), fmaxf(fabsf(x.y), fabsf(x.z))), fabsf(x.w));
+    for (int i = 0; i < Row::pairs; i += 2) {
+      const PointSums sums = sum(16 * (portion * Row::pairs + i));
+      for (const float4 x : sums.of)
+        most = fmaxf(fmaxf(fmaxf(most, fabsf(x.x)), fmaxf(fabsf(x.y), fabsf(x.z))), fabsf(x.w));
     }
   const PowerOfTwo scale(row.largest(most));
   const float factor = scale.factor / float(Row::normalisation);
   row.template middle<false, true>(roots, [&](int portion, ComplexPair(&z)[Row::pairs]) {
 #pragma unroll
-    for (int i = 0; i < Row::pairs; ++i) {
-      const float4 x = sum(sum_place<Row>(portion, i));
-      z[i] = {__floats2half2_rn(factor * x.x, factor * x.z), __floats2half2_rn(factor * x.y, factor * x.w)};
+    for (int i = 0; i < Row::pairs; i += 2) {
+      const PointSums sums = sum(16 * (portion * Row::pairs + i));
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float4 x = sums.of[e];
+        z[i + e] = {__floats2half2_rn(factor * x.x, factor * x.z), __floats2half2_rn(factor * x.y, factor * x.w)};
+      }
     }
   });
   // A mean of spectra under 2: enlarged, it keeps clear of the smallest halves.
@@ -114,124 +104,168 @@ __device__ __forceinline__ void finish_gradient(Row& row, const StoredRoots& roo
     });
 }
 
-template <class Row>
-inline constexpr int gradient_row_bytes = convolution_row_bytes<Row> + 16 * sum_units<Row> + 16;
+/// The way there of a row, with its history as imaginary parts. Returns the inverse of its scale.
+template <RowWay Way, bool History, class Row, class T>
+__device__ __forceinline__ float transform_row(Row& row, const StoredRoots& roots, const TokenRows<const T>& x,
+                                               const HistoryRows<const T>& history, int batch, int channel,
+                                               char* memory) {
+  const PartForward<History> part(roots);
+  const ScaledRow<Row, T, History, Way> tokens(row, x, history, batch, channel, memory);
+  row.forward(part, tokens);
+  return tokens.inverse;
+}
 
+/// How a block works on gradients: its workers, and the memory of each. A worker that is a block with long rows has two
+/// teams, one for x and one for grad_y: what is done of the next x goes on beside the way back of grad_x.
 template <class Row>
-inline constexpr int gradient_blocks_per_multiprocessor = Row::warps == 1 ? (Row::residues <= 4 ? 4 : 2)
-                                                                          : (Row::pairs <= 4   ? 4
-                                                                             : Row::pairs <= 8 ? 2
-                                                                                               : 1);
+struct GradientPlan {
+  static constexpr int teams = Row::warps > 1 && Row::pairs > 4 ? 2 : 1;
+  static constexpr int threads = 32 * Row::warps * Row::rows_per_block * teams;
+  static constexpr int blocks_per_multiprocessor = [] {
+    if (Row::warps == 1) return Row::residues <= 4 ? 4 : 2;
+    return Row::pairs <= 4 ? 4 : Row::pairs <= 8 ? 2 : 1;
+  }();
 
-/// A block has one channel, and a run of the batch for each of its workers.
+  // From a worker's first byte on: the row of grad_y; that of x, which a warp has in registers; sums; and four numbers.
+  static constexpr int x = Row::warps > 1 ? convolution_row_bytes<Row> : 0;
+  static constexpr int sums = x + convolution_row_bytes<Row>;
+  static constexpr int numbers = sums + 16 * spectrum_units<Row>;
+  static constexpr int bytes = numbers + 16;
+};
+
+/// The numbers: scales of the rows at work and of the sum, and the skip's gradient.
+struct GradientNumbers {
+  float of_x, of_grad_y, of_sum, skip;
+};
+
+/// A block has one channel, and a run of the batch for each of its workers. Rows of blocks are on their way while others
+/// are worked on.
 template <class Row, class T, bool History, RowWay Way>
-__global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block, gradient_blocks_per_multiprocessor<Row>)
+__global__ void __launch_bounds__(GradientPlan<Row>::threads, GradientPlan<Row>::blocks_per_multiprocessor)
     half_gradient_kernel(const __grid_constant__ HalfGradientCall<T> call) {
   auto* const shared = arch::dynamic_shared<uint4>();
+  using Plan = GradientPlan<Row>;
+  constexpr int teams = Plan::teams;
+  constexpr bool ahead = Row::warps > 1;
   const int channel = int(blockIdx.x) / call.sums_of_channel;
-  const int block = int(blockIdx.x) - channel * call.sums_of_channel, lane = int(threadIdx.x) % 32;
-  const RowPlace<Row> place(reinterpret_cast<char*>(shared), gradient_row_bytes<Row>);
-  const int worker = int(threadIdx.x) / Row::threads;
-  Row row(place.memory, place.warp, lane);
-  float4* const sums = reinterpret_cast<float4*>(place.memory + convolution_row_bytes<Row>) + lane;
-  uint4* const kept = call.kept + Index(blockIdx.x) * spectrum_units<Row> + lane;
-  ComplexPair in_registers[Row::warps == 1 ? Row::portions : 1][Row::pairs];
+  const int block = int(blockIdx.x) - channel * call.sums_of_channel;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % Row::warps;
+  const int group = int(threadIdx.x) / Row::threads, team = teams > 1 ? group : 0, worker = teams > 1 ? 0 : group;
+  const bool has_x = teams == 1 || team == 0, has_grad_y = teams == 1 || team == 1;
+  char* const memory = reinterpret_cast<char*>(shared) + worker * Plan::bytes;
+  char* const memory_of_x = memory + Plan::x;
+  const int barrier = teams > 1 ? 1 + team : 0;
+  Row row(memory, warp, lane, barrier), row_of_x(memory_of_x, warp, lane, barrier);
+  ProductSums<Row, History> sums(reinterpret_cast<uint4*>(memory + Plan::sums) + lane, Row::warps * team + warp,
+                                 teams * Row::warps);
+  GradientNumbers& numbers = *reinterpret_cast<GradientNumbers*>(memory + Plan::numbers);
   const uint4* const units = call.spectrum.units + Index(channel) * spectrum_units<Row> + lane;
   const float kernel_scale = call.spectrum.scale[channel];
   // Asked for anew by each part of the work: constants of all parts are too many for the registers.
   const auto roots = [&] { return StoredRoots{arch::made_anew(call.spectrum.roots), lane}; };
 
+  const auto fetch = [&](const TokenRows<const T>& rows, int batch, char* to) {
+    if constexpr (ahead)
+      fetch_row<Row::residues, Row::threads>(to, rows.row(batch, channel), rows.tokens, rows.in_units, row.thread());
+  };
+  const auto wait = [&] {
+    if constexpr (ahead) arch::wait_copies<0>(), row.sync();
+  };
+  constexpr RowWay way_in = ahead ? RowWay::tile : Way;
+
   const int runs = call.sums_of_channel * Row::rows_per_block, each = (call.batch + runs - 1) / runs;
   const int begin = (block * Row::rows_per_block + worker) * each, end = min(call.batch, begin + each);
-  for (int portion = place.warp; portion < Row::portions; portion += Row::warps)
-#pragma unroll
-    for (int i = 0; i < Row::pairs; ++i) sums[sum_place<Row>(portion, i)] = {};
+  if (begin >= end) sums.clear();
+  if (begin < end && has_x) fetch(call.x, begin, memory_of_x);
+  if (begin < end && teams > 1 && has_grad_y) fetch(call.grad_y, begin, memory);
   float skip = 0;
 #pragma unroll 1
   for (int batch = begin; batch < end; ++batch) {
-    float of_x;
-    {
-      const StoredRoots now = roots();
-      const PartForward<History> part(now);
-      const ScaledRow<Row, T, History, Way> tokens(row, call.x, call.history, batch, channel, place.memory);
-      of_x = tokens.inverse;
-      row.forward(part, tokens);
-      row.template middle<true, false>(now, [&](int portion, ComplexPair(&z)[Row::pairs]) {
-#pragma unroll
-        for (int i = 0; i < Row::pairs; i += 2) {
-          if constexpr (Row::warps == 1)
-            in_registers[portion][i] = z[i], in_registers[portion][i + 1] = z[i + 1];
-          else
-            kept[16 * (portion * Row::pairs + i)] = unit_of(z[i], z[i + 1]);
-        }
-      });
+    const bool goes_on = batch + 1 < end;
+    wait();
+    float of_x, of_grad_y;
+    StoredRoots now = roots();
+    if constexpr (teams == 1) {
+      fetch(call.grad_y, batch, memory);
+      of_x = transform_row<way_in, History>(row_of_x, now, call.x, call.history, batch, channel, memory_of_x);
+      wait();
+      now = roots();
+      of_grad_y = transform_row<way_in, false>(row, now, call.grad_y, {}, batch, channel, memory);
+    } else {
+      char* const from = has_x ? memory_of_x : memory;
+      Row of_team(from, warp, lane, barrier);
+      const TokenRows<const T>& rows = has_x ? call.x : call.grad_y;
+      const float scale = History && has_x
+                              ? transform_row<way_in, History>(of_team, now, rows, call.history, batch, channel, from)
+                              : transform_row<way_in, false>(of_team, now, rows, {}, batch, channel, from);
+      if (row.thread() == 0) (has_x ? numbers.of_x : numbers.of_grad_y) = scale;
+      __syncthreads();
+      now = roots();
+      of_x = numbers.of_x, of_grad_y = numbers.of_grad_y;
     }
-    const StoredRoots now = roots();
-    const PartForward<false> part(now);
-    const ScaledRow<Row, T, false, Way> tokens(row, call.grad_y, {}, batch, channel, place.memory);
-    row.forward(part, tokens);
-    const float of_both = of_x * tokens.inverse;
-    if (call.gradient.skip.data)
+    if (call.gradient.skip.data && has_x)
       skip += product_of_rows<Row::threads>(call.x, call.grad_y, batch, channel, row.thread());
-    row.template middle<true, true>(now, [&](int portion, ComplexPair(&z)[Row::pairs]) {
-#pragma unroll
-      for (int i = 0; i < Row::pairs; i += 2) {
-        ComplexPair x[2];
-        if constexpr (Row::warps == 1)
-          x[0] = in_registers[portion][i], x[1] = in_registers[portion][i + 1];
-        else
-          take_unit(kept[16 * (portion * Row::pairs + i)], x[0], x[1]);
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float4& sum = sums[sum_place<Row>(portion, i + e)];
-          const float4 p = product_with_conjugate(z[i + e], x[e]), s = sum;
-          sum = {fmaf(of_both, p.x, s.x), fmaf(of_both, p.y, s.y), fmaf(of_both, p.z, s.z), fmaf(of_both, p.w, s.w)};
-        }
-      }
-      multiply_by_kernel<true>(z, units + 16 * portion * Row::pairs);
-    });
+    sums.begin_row(of_x * of_grad_y);
+    row.middle_with(row_of_x, now, Row::warps * team + warp, teams * Row::warps,
+                    [&](int portion, ComplexPair(&z)[Row::pairs], const ComplexPair(&x)[Row::pairs]) {
+                      sums.add(portion, z, x);
+                      multiply_by_kernel<true>(z, units + 16 * portion * Row::pairs);
+                    });
+    sums.end_row();
+    if constexpr (teams > 1)
+      __syncthreads();
+    else
+      row.sync();
+    if (has_x && goes_on) fetch(call.x, batch + 1, memory_of_x);
+    if (!has_grad_y) continue;
     RowResults<T, Row::own> results, of_history;
-    const float factor = tokens.inverse * kernel_scale;
+    const float factor = of_grad_y * kernel_scale;
     row.template backward<History>(now, [&](int c, const float(&re)[2][4], const float(&im)[2][4]) {
       results.take(c, re, factor);
       if constexpr (History) of_history.take(c, im, -factor);
     });
-    if (call.grad_x.data) put_row<Way>(row, results, call.grad_x, batch, channel, place.memory);
+    if (call.grad_x.data) put_row<Way>(row, results, call.grad_x, batch, channel, memory);
     if constexpr (History) {
-      if (call.history_gradient.rows.data)
-        put_history(row, of_history, call.history_gradient, batch, channel, place.memory);
+      if (call.history_gradient.rows.data) put_history(row, of_history, call.history_gradient, batch, channel, memory);
     }
-    if constexpr (Way != RowWay::runs || History) row.sync();
+    if constexpr (teams > 1) {
+      row.sync();
+      if (goes_on) fetch(call.grad_y, batch + 1, memory);
+    } else if constexpr (Way != RowWay::runs) {
+      row.sync();
+    }
   }
 
-  const auto of_worker = [&](int w, int place_of_row) {
-    return place.memory + w * gradient_row_bytes<Row> + place_of_row;
-  };
-  constexpr int skip_place = convolution_row_bytes<Row> + 16 * sum_units<Row>;
-  skip = row.sum(skip);
-  if (row.thread() == 0) *reinterpret_cast<float*>(of_worker(0, skip_place)) = skip;
+  if (has_x) {
+    skip = row_of_x.sum(skip);
+    if (row.thread() == 0) numbers.of_sum = sums.scale(), numbers.skip = skip;
+  }
   __syncthreads();
-  if (worker > 0) return;
-  const auto sum_of_workers = [&](int at) {
-    float4 sum = sums[at];
+  if (worker > 0 || !has_grad_y) return;
+  const auto of_worker = [&](int w, int place) { return memory + w * Plan::bytes + place; };
+  const auto numbers_of = [&](int w) { return *reinterpret_cast<const GradientNumbers*>(of_worker(w, Plan::numbers)); };
+  const auto sum_of_workers = [&](int unit) {
+    PointSums sum;
 #pragma unroll
-    for (int w = 1; w < Row::rows_per_block; ++w)
-      sum = sum + *reinterpret_cast<const float4*>(of_worker(w, convolution_row_bytes<Row> + 16 * (at + lane)));
+    for (int w = 0; w < Row::rows_per_block; ++w)
+      sum.add(reinterpret_cast<const uint4*>(of_worker(w, Plan::sums))[unit + lane], numbers_of(w).of_sum);
     return sum;
   };
+  skip = 0;
 #pragma unroll
-  for (int w = 1; w < Row::rows_per_block; ++w) skip += *reinterpret_cast<const float*>(of_worker(w, skip_place));
+  for (int w = 0; w < Row::rows_per_block; ++w) skip += numbers_of(w).skip;
   if (call.sums_of_channel == 1) {
     if (call.gradient.skip.data && row.thread() == 0) call.gradient.skip(channel) = skip;
-    return finish_gradient(row, roots(), sum_of_workers, call.gradient, channel, place.warp, place.memory);
+    return finish_gradient(row, roots(), sum_of_workers, call.gradient, channel, warp, memory);
   }
   if (row.thread() == 0) call.skips[blockIdx.x] = skip;
   float4* const to = call.sums + Index(blockIdx.x) * sum_units<Row> + lane;
-  for (int portion = place.warp; portion < Row::portions; portion += Row::warps)
+  for (int portion = warp; portion < Row::portions; portion += Row::warps)
 #pragma unroll
-    for (int i = 0; i < Row::pairs; ++i) {
-      const int at = sum_place<Row>(portion, i);
-      to[at] = sum_of_workers(at);
+    for (int i = 0; i < Row::pairs; i += 2) {
+      const int unit = 16 * (portion * Row::pairs + i);
+      const PointSums sum = sum_of_workers(unit);
+      to[2 * unit] = sum.of[0], to[2 * unit + 32] = sum.of[1];
     }
 }
 
@@ -253,9 +287,12 @@ __global__ void __launch_bounds__(32 * Row::warps * Row::rows_per_block)
   const int channel = place.row, lane = int(threadIdx.x) % 32;
   Row row(place.memory, place.warp, lane);
   const float4* const sums = call.sums + Index(channel) * call.sums_of_channel * sum_units<Row> + lane;
-  const auto sum = [&](int at) {
-    float4 total = sums[at];
-    for (int block = 1; block < call.sums_of_channel; ++block) total = total + sums[at + Index(block) * sum_units<Row>];
+  const auto sum = [&](int unit) {
+    PointSums total;
+    for (int block = 0; block < call.sums_of_channel; ++block) {
+      const float4* const from = sums + Index(block) * sum_units<Row> + 2 * unit;
+      total.add(from[0], from[32]);
+    }
     return total;
   };
   if (call.gradient.skip.data && row.thread() == 0) {

@@ -1,10 +1,11 @@
 #pragma once
 // Long convolutions of 16-bit data by transforms on tensor cores, one over each whole row: up to 16384 tokens and taps.
 //
-// Everything between the data and the outputs is in __half (half_parts.cuh), sums over the batch in float. Rows are
-// scaled by powers of two: their amplitude plays no part. Against exact sums the outputs of random rows are off by 0.0009
-// to 0.0012 of their root mean square, plus their own rounding (0.0017 in bf16; measured on one H100). That error is one
-// of the whole row: outputs much smaller than those are have it too, before a burst of large inputs as well as after.
+// Everything between the data and the outputs is in __half (half_parts.cuh), and sums over the batch of up to eight rows;
+// what is added of those is in float. Rows are scaled by powers of two: their amplitude plays no part. Against exact sums
+// the outputs of random rows are off by 0.0009 to 0.0012 of their root mean square and kernels' gradients by 0.0013 to
+// 0.0016, plus outputs' own rounding (0.0017 in bf16; measured on one H100). That error is one of the whole row: outputs
+// much smaller than those are have it too, before a burst of large inputs as well as after.
 //
 // There are transforms of 256 R points for R = 1 to 8 and for 12 and 16 times 1, 2 and 4, and 12288 points as 16 times 3;
 // a row takes the next one, which has up to a third more points from 768 tokens on and up to half more from 2048 on.
@@ -146,9 +147,9 @@ struct HalfTransformLongConv {
   template <class Args>
   static int shared_bytes(const Args& a) {
     return with_half_row(HalfRows{}, least_half_points(a), []<class Row>(Row*) {
-      constexpr bool gradients = std::same_as<Args, LongConvBackwardArgs<T>>;
-      constexpr int bytes_of_row = gradients ? gradient_row_bytes<Row> : convolution_row_bytes<Row>;
-      return Row::rows_per_block * std::max(bytes_of_row, spectrum_row_bytes<Row, true>);
+      constexpr int of_rows =
+          std::same_as<Args, LongConvBackwardArgs<T>> ? GradientPlan<Row>::bytes : convolution_row_bytes<Row>;
+      return Row::rows_per_block * std::max(of_rows, spectrum_row_bytes<Row, true>);
     });
   }
 
@@ -296,10 +297,6 @@ struct HalfTransformLongConv {
     return queue(half_convolution_kernel<Row, T, Conjugate, false, RowWay::staged, Source>);
   }
 
-  /// Rows of the batch that one worker sums: few enough for many workers, and enough that sums of spectra in memory are
-  /// the smaller part of the traffic.
-  static constexpr Index rows_of_worker = 8;
-
   /// Without the memory of the rows and of the prepared kernel.
   template <class Row>
   static HalfGradientCall<T> gradient_call(Parts& parts, const LongConvBackwardArgs<T>& a) {
@@ -307,11 +304,10 @@ struct HalfTransformLongConv {
     HalfGradientCall<T> call;
     if (!wants_taps(a)) return call;
     call.batch = int(s.batch), call.channels = int(s.channels);
-    call.sums_of_channel = int(ceil_div(s.batch, rows_of_worker * Row::rows_per_block));
+    call.sums_of_channel = int(ceil_div(s.batch, Index(rows_of_worker) * Row::rows_per_block));
     const Index blocks = s.channels * call.sums_of_channel;
     call.sums = parts.take<float4>(call.sums_of_channel > 1 ? blocks * sum_units<Row> : 0);
     call.skips = parts.take<float>(call.sums_of_channel > 1 ? blocks : 0);
-    call.kept = parts.take<uint4>(Row::warps > 1 ? blocks * spectrum_units<Row> : 0);
     return call;
   }
 
@@ -327,8 +323,8 @@ struct HalfTransformLongConv {
     call.history.rows = a.initial_state, call.history_gradient.rows = a.grad_initial_state;
     call.gradient = {a.grad_taps, a.grad_back_taps, a.grad_skip};
     const auto queue = [&](auto kernel_function) {
-      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), row_block_threads<Row>,
-                    Row::rows_per_block * gradient_row_bytes<Row>, stream, call);
+      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), GradientPlan<Row>::threads,
+                    Row::rows_per_block * GradientPlan<Row>::bytes, stream, call);
     };
     const auto queue_form = [&] {
       if (has_rows(a.initial_state) || has_rows(a.grad_initial_state))

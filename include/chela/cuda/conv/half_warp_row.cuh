@@ -12,8 +12,7 @@ class WarpRow {
  public:
   static constexpr int residues = R, points = 256 * R;
   static constexpr int warps = 1, rows_per_block = 4, threads = 32;
-  static constexpr int rows_of_tile = 8, rows_at_once = 8;  ///< of neighbouring channels in a block, and worked on
-  static constexpr int own = R;                             ///< neighbouring residues that a warp loads and stores
+  static constexpr int own = R;  ///< neighbouring residues that a warp loads and stores
   static constexpr int portions = 2, pairs = 2 * R;
   static constexpr int work_bytes = 0;
   static constexpr int roots = part_roots + 2 * (R - 1);
@@ -66,23 +65,22 @@ class WarpRow {
 #pragma unroll
     for (int s = 0; s < portions; ++s) {
       ComplexPair z[pairs];
-      if constexpr (Forward) {
-#pragma unroll
-        for (int c = 0; c < R; ++c) {
-          z[2 * c] = parts_[c][2 * s], z[2 * c + 1] = parts_[c][2 * s + 1];
-          if (c > 0) turn<false>(roots, c, s, z);
-        }
-        small_transforms<R, 1, 2>(z);
-      }
+      if constexpr (Forward) spectrum_of_portion(roots, s, z);
       middle(s, z);
-      if constexpr (Backward) {
-        small_transforms<R, -1, 2>(z);
+      if constexpr (Backward) put_portion_back(roots, s, z);
+    }
+  }
+  /// Both ways with the spectrum of another row that has come `forward`: calls middle(portion, spectrum, of_other).
+  template <class Roots, class Middle>
+  __device__ __forceinline__ void middle_with(const WarpRow& other, const Roots& roots, int, int,
+                                              const Middle& middle) {
 #pragma unroll
-        for (int c = 0; c < R; ++c) {
-          if (c > 0) turn<true>(roots, c, s, z);
-          parts_[c][2 * s] = z[2 * c], parts_[c][2 * s + 1] = z[2 * c + 1];
-        }
-      }
+    for (int s = 0; s < portions; ++s) {
+      ComplexPair z[pairs], of_other[pairs];
+      other.spectrum_of_portion(roots, s, of_other);
+      spectrum_of_portion(roots, s, z);
+      middle(s, z, of_other);
+      put_portion_back(roots, s, z);
     }
   }
 
@@ -99,6 +97,24 @@ class WarpRow {
   }
 
  private:
+  template <class Roots>
+  __device__ __forceinline__ void spectrum_of_portion(const Roots& roots, int s, ComplexPair (&z)[pairs]) const {
+#pragma unroll
+    for (int c = 0; c < R; ++c) {
+      z[2 * c] = parts_[c][2 * s], z[2 * c + 1] = parts_[c][2 * s + 1];
+      if (c > 0) turn<false>(roots, c, s, z);
+    }
+    small_transforms<R, 1, 2>(z);
+  }
+  template <class Roots>
+  __device__ __forceinline__ void put_portion_back(const Roots& roots, int s, ComplexPair (&z)[pairs]) {
+    small_transforms<R, -1, 2>(z);
+#pragma unroll
+    for (int c = 0; c < R; ++c) {
+      if (c > 0) turn<true>(roots, c, s, z);
+      parts_[c][2 * s] = z[2 * c], parts_[c][2 * s + 1] = z[2 * c + 1];
+    }
+  }
   template <bool Conjugate, class Roots>
   __device__ __forceinline__ static void turn(const Roots& roots, int c, int s, ComplexPair (&z)[pairs]) {
     ComplexPair first, second;
