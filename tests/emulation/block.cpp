@@ -43,9 +43,11 @@ void Block::run(Index3 index, int threads, unsigned shared_bytes, const std::fun
           thread.ended = true;
           return std::move(thread.scheduler);
         });
-  for (int left = threads; left > 0;) {
+  // Each round begins with another warp, so that no warp is always ahead of another.
+  for (int left = threads, first = 0; left > 0; first += 3 * lanes) {
     progress_ = false;
-    for (current_ = 0; current_ < threads; ++current_) {
+    for (int i = 0; i < threads; ++i) {
+      current_ = (first + i) % threads;
       Thread& thread = threads_[std::size_t(current_)];
       if (thread.ended) continue;
       thread.fiber = std::move(thread.fiber).resume();
