@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table of an operator beside its peers, from results of the scripts in this folder.
+"""The table of an operator beside those of its peers that were installed, from results of the scripts in this folder.
 
     bench/peers/table.py bench/results/NAME.json             prints it
     bench/peers/table.py bench/results/NAME.json README.md   puts it between the marks of that name in README.md
@@ -10,8 +10,7 @@ import sys
 
 def cell(peer, ours):
     if "ms" not in peer:
-        words = {"No module named": "not installed", "no answer": "no answer", "wrong answer": "wrong answer"}
-        return next((words[sign] for sign in words if sign in peer["error"]), "refuses")
+        return next((words for words in ("no answer", "wrong answer") if words in peer["error"]), "refuses")
     return f"{peer['ms']:.3f} ms" + (f", {peer['ms'] / ours['ms']:.1f} x" if ours else "")
 
 
@@ -28,7 +27,7 @@ def markdown(results):
         shape = tuple(peer["shape"])
         op = stands_for(peer["op"])
         own = ours.get((op, peer["pass"], shape))
-        if own is None:
+        if own is None or "No module named" in peer.get("error", ""):
             continue
         lines.append(f"| {', '.join(map(str, shape))} | {op} | {peer['pass']} | {own['ms']:.3f} ms ({own['share_of_copy']:.0%}) "
                      f"| {peer['peer']} | {cell(peer, own)} |")
