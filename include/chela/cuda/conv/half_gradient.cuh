@@ -118,7 +118,7 @@ __device__ __forceinline__ float transform_row(Row& row, const StoredRoots& root
 /// How a block works on gradients: its workers, and the memory of each. A worker that is a block with long rows has two
 /// teams, one for x and one for grad_y: what is done of the next x goes on beside the way back of grad_x.
 template <class Row>
-struct GradientPlan {
+struct HalfGradientPlan {
   static constexpr int teams = Row::warps > 1 && Row::pairs > 4 ? 2 : 1;
   static constexpr int threads = 32 * Row::warps * Row::rows_per_block * teams;
   static constexpr int blocks_per_multiprocessor = [] {
@@ -134,17 +134,17 @@ struct GradientPlan {
 };
 
 /// The numbers: scales of the rows at work and of the sum, and the skip's gradient.
-struct GradientNumbers {
+struct HalfGradientNumbers {
   float of_x, of_grad_y, of_sum, skip;
 };
 
 /// A block has one channel, and a run of the batch for each of its workers. Rows of blocks are on their way while others
 /// are worked on.
 template <class Row, class T, bool History, RowWay Way>
-__global__ void __launch_bounds__(GradientPlan<Row>::threads, GradientPlan<Row>::blocks_per_multiprocessor)
+__global__ void __launch_bounds__(HalfGradientPlan<Row>::threads, HalfGradientPlan<Row>::blocks_per_multiprocessor)
     half_gradient_kernel(const __grid_constant__ HalfGradientCall<T> call) {
   auto* const shared = arch::dynamic_shared<uint4>();
-  using Plan = GradientPlan<Row>;
+  using Plan = HalfGradientPlan<Row>;
   constexpr int teams = Plan::teams;
   constexpr bool ahead = Row::warps > 1;
   const int channel = int(blockIdx.x) / call.sums_of_channel;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(GradientPlan<Row>::threads, GradientPlan<Row>:
   Row row(memory, warp, lane, barrier), row_of_x(memory_of_x, warp, lane, barrier);
   ProductSums<Row, History> sums(reinterpret_cast<uint4*>(memory + Plan::sums) + lane, Row::warps * team + warp,
                                  teams * Row::warps);
-  GradientNumbers& numbers = *reinterpret_cast<GradientNumbers*>(memory + Plan::numbers);
+  HalfGradientNumbers& numbers = *reinterpret_cast<HalfGradientNumbers*>(memory + Plan::numbers);
   const uint4* const units = call.spectrum.units + Index(channel) * spectrum_units<Row> + lane;
   const float kernel_scale = call.spectrum.scale[channel];
   // Asked for anew by each part of the work: constants of all parts are too many for the registers.
@@ -243,7 +243,9 @@ __global__ void __launch_bounds__(GradientPlan<Row>::threads, GradientPlan<Row>:
   __syncthreads();
   if (worker > 0 || !has_grad_y) return;
   const auto of_worker = [&](int w, int place) { return memory + w * Plan::bytes + place; };
-  const auto numbers_of = [&](int w) { return *reinterpret_cast<const GradientNumbers*>(of_worker(w, Plan::numbers)); };
+  const auto numbers_of = [&](int w) {
+    return *reinterpret_cast<const HalfGradientNumbers*>(of_worker(w, Plan::numbers));
+  };
   const auto sum_of_workers = [&](int unit) {
     PointSums sum;
 #pragma unroll

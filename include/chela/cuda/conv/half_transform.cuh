@@ -148,7 +148,7 @@ struct HalfTransformLongConv {
   static int shared_bytes(const Args& a) {
     return with_half_row(HalfRows{}, least_half_points(a), []<class Row>(Row*) {
       constexpr int of_rows =
-          std::same_as<Args, LongConvBackwardArgs<T>> ? GradientPlan<Row>::bytes : convolution_row_bytes<Row>;
+          std::same_as<Args, LongConvBackwardArgs<T>> ? HalfGradientPlan<Row>::bytes : convolution_row_bytes<Row>;
       return Row::rows_per_block * std::max(of_rows, spectrum_row_bytes<Row, true>);
     });
   }
@@ -323,8 +323,8 @@ struct HalfTransformLongConv {
     call.history.rows = a.initial_state, call.history_gradient.rows = a.grad_initial_state;
     call.gradient = {a.grad_taps, a.grad_back_taps, a.grad_skip};
     const auto queue = [&](auto kernel_function) {
-      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), GradientPlan<Row>::threads,
-                    Row::rows_per_block * GradientPlan<Row>::bytes, stream, call);
+      return launch(kernel_function, dim3(unsigned(s.channels * call.sums_of_channel)), HalfGradientPlan<Row>::threads,
+                    Row::rows_per_block * HalfGradientPlan<Row>::bytes, stream, call);
     };
     const auto queue_form = [&] {
       if (has_rows(a.initial_state) || has_rows(a.grad_initial_state))
