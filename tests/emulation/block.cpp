@@ -44,7 +44,7 @@ void Block::run(Index3 index, int threads, unsigned shared_bytes, const std::fun
           return std::move(thread.scheduler);
         });
   // Each round begins with another warp, so that no warp is always ahead of another.
-  for (int left = threads, first = 0; left > 0; first += 3 * lanes) {
+  for (int left = threads, first = 0; left > 0; first += lanes) {
     progress_ = false;
     for (int i = 0; i < threads; ++i) {
       current_ = (first + i) % threads;
