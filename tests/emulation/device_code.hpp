@@ -17,6 +17,7 @@
 #undef __shared__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __maxnreg__
 #undef __grid_constant__
 #define __global__
 #define __device__
@@ -24,6 +25,7 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 
 #define threadIdx chela::emulation::block().thread_index()
@@ -53,6 +55,8 @@ inline unsigned __vcmpeq2(unsigned a, unsigned b) {
   const unsigned apart = a ^ b;
   return (apart & 0xffffu ? 0 : 0xffffu) | (apart & 0xffff0000u ? 0 : 0xffff0000u);
 }
+inline int __clz(int x) { return std::countl_zero(unsigned(x)); }
+inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(unsigned(x)) + 1; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline void __sincosf(float x, float* sine, float* cosine) { *sine = std::sin(x), *cosine = std::cos(x); }
 inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {

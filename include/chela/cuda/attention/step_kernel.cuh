@@ -10,6 +10,7 @@
 #include "chela/attention/l2_norm.hpp"
 #include "chela/attention/member.hpp"
 #include "chela/core/index_view.hpp"
+#include "chela/cuda/arch/shared.cuh"
 #include "chela/cuda/attention/linear_pass.cuh"
 #include "chela/cuda/attention/step_tile.cuh"
 
@@ -115,7 +116,7 @@ inline constexpr int step_registers = Fours ? 72 : 128;
 template <class T, bool Decays, RuleKind R, AttentionForm F, bool Fours>
 __global__ void __maxnreg__(step_registers<Fours>) step_kernel(const __grid_constant__ StepCall<T, F> call) {
   using Tile = StepTile<F::state_layout == StateLayout::key_major, Fours>;
-  extern __shared__ float step_sums[];
+  auto* const step_sums = arch::dynamic_shared<float>();
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, first_key = step_tile * warp;
   const unsigned head_of_all = blockIdx.x / unsigned(call.value_tiles);
   const int first_value = step_tile * int(blockIdx.x % unsigned(call.value_tiles));
