@@ -75,7 +75,7 @@ if(CHELA_ENABLE_CUDA)
   # Builds every CUDA program and nothing else.
   add_custom_target(cuda_programs)
 
-  # Benchmarks, and tests that repeat others in half precision, are of kernels that the other tests have as well: fewer
+  # Benchmarks, examples, and tests that repeat others in half precision have kernels that the other tests have as well: fewer
   # architectures for them spare time where programs are only to be compiled.
   set(CHELA_CUDA_REPEATED_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING
     "GPUs that programs are compiled for whose kernels others have")
@@ -117,6 +117,7 @@ if(CHELA_ENABLE_CUDA)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "TEST")
     add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
     target_link_libraries(${name} PRIVATE chela_cuda_development)
+    set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${CHELA_CUDA_REPEATED_ARCHITECTURES}")
     add_test(NAME example_${name} COMMAND ${name} ${arg_TEST})
     set_tests_properties(example_${name} PROPERTIES LABELS cuda SKIP_RETURN_CODE 77)
     add_dependencies(cuda_programs ${name})
