@@ -5,7 +5,7 @@
 
 namespace chela::cuda::arch {
 
-/// widen(word) are the elements that a word has, and Halves of a row's columns are in registers of their own.
+/// A product 16 by 8 in the layout of mma.sync: widen(word) gives the elements of a word, two or one and a zero.
 template <class Widen>
 void multiply_add_widened(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
                           const Widen& widen) {
