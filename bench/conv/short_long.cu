@@ -14,6 +14,7 @@ namespace chela::bench {
 using bf16 = __nv_bfloat16;
 using test::in_halves;
 constexpr int width = 4;
+
 enum class Layout { btd, bdt };    ///< [batch, token, channel] or [batch, channel, token] in memory
 enum class Kernel { made, kept };  ///< prepared at each call, or once
 enum class Pass { one, two, backward };

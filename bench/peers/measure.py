@@ -138,6 +138,7 @@ def main(script, description, dimensions, shapes, peers, ours_of, time_peer):
         results["peers"] += [{**row, **first} for row, first in zip(rows, first_answers) if row["peer"] == peer and "error" in first]
         own = [row for row, first in zip(rows, first_answers) if row["peer"] == peer and "error" not in first]
         results["peers"] += [{**row, **said} for row, said in zip(own, answers(script, own, args.patience) if own else [])]
+        print(f"{peer}: {sum('ms' in row for row in results['peers'] if row['peer'] == peer)} times", file=sys.stderr, flush=True)
         if args.out:
             with open(args.out, "w") as file:
                 json.dump(results, file, indent=1)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 
+
 def cell(peer, ours):
     if "ms" not in peer:
         return next((words for words in ("no answer", "wrong answer") if words in peer["error"]), "refuses")

@@ -1,5 +1,0 @@
-#pragma once
-
-namespace chela::cuda::arch {
-inline constexpr bool has_warpgroups = false;
-}
