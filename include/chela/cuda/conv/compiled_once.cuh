@@ -1,7 +1,7 @@
 #pragma once
 // Long and short-long convolutions that a project compiles in one source file.
 //
-// The kernels of all lengths of one policy and type take a minute or more to compile, in every file that calls them.
+// The kernels of all lengths of one policy and type take minutes to compile, in every file that calls them.
 // Files that have
 //
 //   CHELA_LONG_CONV(extern, policy, __nv_bfloat16)

@@ -20,6 +20,7 @@ inline constexpr int tile_bytes = tile_channels* staged_row_bytes<Row>;
 /// Whether rows have tiles. Of longer ones so few fit into shared memory that copies in the workspace take less time.
 template <class Row>
 inline constexpr bool has_tiles = Row::warps == 1;
+static_assert(tile_bytes<WarpRow<8>> <= 48 * 1024, "every GPU has as much");
 
 /// Calls f(m, at) for pairs of tokens 2 m, 2 m + 1, at(c) being the staged word of channel c.
 template <class Layout, class Row, class F>

@@ -252,8 +252,7 @@ struct HalfTransformLongConv {
   static bool takes_tiles(const LongConvArgs<T>& a) {
     if (has_neighbouring_tokens(a.x) || has_rows(a.initial_state)) return false;
     if (!has_channel_units(a.x) || !has_channel_units(a.y)) return false;
-    return with_half_row(HalfRows{}, least_half_points(a),
-                         []<class Row>(Row*) { return has_tiles<Row> && tile_bytes<Row> <= most_shared_bytes(); });
+    return with_half_row(HalfRows{}, least_half_points(a), []<class Row>(Row*) { return has_tiles<Row>; });
   }
   template <class Source>
   static Status queue_tiles(const LongConvArgs<T>& a, const void* kernel, cudaStream_t stream, const Source& source) {
