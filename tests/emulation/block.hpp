@@ -43,7 +43,6 @@ class Block {
     return std::uint32_t(static_cast<const char*>(place) - shared_.data());
   }
 
-  int thread() const { return current_; }
   int lane() const { return current_ % lanes; }
   Index3 thread_index() const { return {unsigned(current_)}; }
   Index3 index() const { return index_; }

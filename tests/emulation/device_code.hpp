@@ -81,7 +81,6 @@ inline unsigned atomicInc(unsigned* x, unsigned most) {
   *x = before >= most ? 0 : before + 1;
   return before;
 }
-inline void __threadfence() {}
 
 inline void __syncthreads() { chela::emulation::block().barrier(0, int(blockDim.x)); }
 inline void __syncwarp() { chela::emulation::block().exchange(nullptr, 0); }
@@ -113,9 +112,4 @@ template <class T>
 T __shfl_up_sync(unsigned, T x, int apart) {
   const int lane = chela::emulation::block().lane();
   return __shfl_sync(~0u, x, lane < apart ? lane : lane - apart);
-}
-template <class T>
-T __shfl_down_sync(unsigned, T x, int apart) {
-  const int lane = chela::emulation::block().lane();
-  return __shfl_sync(~0u, x, lane + apart > 31 ? lane : lane + apart);
 }

@@ -5,10 +5,9 @@
 
 namespace chela::cuda::arch {
 
-/// A product 16 by 8 in the layout of mma.sync: widen(word) gives the elements of a word, two or one and a zero.
-template <class Widen>
-void multiply_add_widened(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
-                          const Widen& widen) {
+/// A product 16 by 8 by 16 in the layout of mma.sync.
+template <class T>
+void multiply_add(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   const std::uint32_t own[] = {a[0], a[1], a[2], a[3], b0, b1};
   const emulation::LaneWords& words = emulation::block().exchange(own, 6);
   const std::size_t lane = std::size_t(emulation::block().lane()), row = lane / 4, column = lane % 4 * 2;
@@ -17,20 +16,12 @@ void multiply_add_widened(float* d, const std::uint32_t (&a)[4], std::uint32_t b
       float sum = 0;
       for (std::size_t half = 0; half < 2; ++half)
         for (std::size_t k = 0; k < 4; ++k) {
-          const float2 x = widen(words[4 * row + k][below + 2 * half]),
-                       y = widen(words[4 * (column + right) + k][4 + half]);
+          const float2 x = unpack<T>(words[4 * row + k][below + 2 * half]),
+                       y = unpack<T>(words[4 * (column + right) + k][4 + half]);
           sum += x.x * y.x + x.y * y.y;
         }
       d[2 * below + right] += sum;
     }
-}
-
-template <class T>
-void multiply_add(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  multiply_add_widened(d, a, b0, b1, unpack<T>);
-}
-inline void multiply_add_floats(float* d, const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  multiply_add_widened(d, a, b0, b1, [](std::uint32_t x) { return float2{__uint_as_float(x & ~0x1fffu), 0}; });
 }
 inline void multiply_add_halves(float (&d)[4], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
   multiply_add<__half>(d, {a.x, a.y, a.z, a.w}, b0, b1);

@@ -20,7 +20,6 @@ inline unsigned reversed_bits(unsigned x) {
   for (int i = 0; i < 32; ++i) y |= (x >> i & 1u) << (31 - i);
   return y;
 }
-inline std::uint32_t rounded_for_products(float x) { return (std::bit_cast<std::uint32_t>(x) + 0x1000u) & ~0x1fffu; }
 inline float exp2_flushed(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0 : y;
@@ -31,10 +30,6 @@ inline float reciprocal_flushed(float x) {
 }
 inline float tanh_approximate(float x) { return std::tanh(x); }
 
-template <class Values>
-void pin(Values&) {}
-template <class Values>
-void keep(const Values&) {}
 template <class T>
 T* made_anew(T* pointer) {
   return pointer;

@@ -10,10 +10,6 @@ T* dynamic_shared() {
 }
 inline std::uint32_t shared_address(const void* pointer) { return emulation::block().shared_address(pointer); }
 
-template <int Rows>
-constexpr int swizzled(int row, int unit) {
-  return (unit >> 3) * (Rows * 128) + row * 128 + (((unit & 7) ^ (row & 7)) << 4);
-}
 template <int Threads>
 void sync_threads(int barrier) {
   emulation::block().barrier(barrier, Threads);
@@ -35,7 +31,6 @@ inline std::uint32_t load_shared_word(std::uint32_t address) { return load_share
 inline uint2 load_shared_words(std::uint32_t address) { return load_shared<uint2>(address); }
 inline unsigned short load_shared_half_word(std::uint32_t address) { return load_shared<unsigned short>(address); }
 inline uint4 load_shared_unit(std::uint32_t address) { return load_shared<uint4>(address); }
-inline void store_shared_float(std::uint32_t address, float x) { store_shared(address, x); }
 inline void store_shared_float2(std::uint32_t address, float x, float y) { store_shared(address, float2{x, y}); }
 inline void store_shared_word(std::uint32_t address, std::uint32_t x) { store_shared(address, x); }
 inline void store_shared_half_word(std::uint32_t address, std::uint32_t x) { store_shared(address, std::uint16_t(x)); }
@@ -54,13 +49,6 @@ inline void load_matrices_transposed(std::uint32_t (&r)[4], std::uint32_t addres
   for (unsigned i = 0; i < 4; ++i)
     r[i] = element(8 * i + 2 * (lane % 4)) | std::uint32_t(element(8 * i + 2 * (lane % 4) + 1)) << 16;
 }
-inline std::uint32_t transpose_matrix(std::uint32_t x) {
-  const emulation::LaneWords& words = emulation::block().exchange(&x, 1);
-  const unsigned lane = unsigned(emulation::block().lane()), row = lane / 4, column = lane % 4;
-  const auto element = [&](unsigned i) { return words[4 * i + row / 2][0] >> 16 * (row % 2) & 0xffffu; };
-  return element(2 * column) | element(2 * column + 1) << 16;
-}
-
 inline void copy_async_16(std::uint32_t to, const void* from, bool valid) {
   emulation::block().copy(to, from, valid ? 16 : 0, 16);
 }
